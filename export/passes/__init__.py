@@ -1,0 +1,1 @@
+"""Passes: one file each, discovered by file name."""

@@ -1,0 +1,301 @@
+"""Artifacts on disk: hashes, seals, sidecars, and publishing whole or not at all.
+
+Each artifact carries the SHA-256 of the one before it. An ONNX file ends with its own seal: the
+metadata property ``vntools.sha256``, the digest of every byte before it (protobuf parsers accept
+repeated fields in any order, so the property can be appended to the serialised model). A plan has a
+sidecar ``NAME.plan.json``. Both tell a file that vntools wrote from any other, without parsing it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "SEAL_KEY",
+    "check_output",
+    "published",
+    "read_input",
+    "read_sidecar",
+    "require_file",
+    "seal",
+    "sealed",
+    "sha256_bytes",
+    "sha256_file",
+    "sidecar_path",
+    "write_sidecar_bytes",
+]
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from vntools.base.errors import (
+    CannotCreate,
+    DataFault,
+    NoInput,
+    UsageFault,
+    VntoolsError,
+    from_os_error,
+    quoted,
+)
+
+SEAL_KEY = "vntools.sha256"
+_CHUNK = 1 << 22  # bytes
+_TEMP_SUFFIX = ".vntmp"
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise from_os_error(e, path, writing=False) from e
+
+
+def require_file(path: str | os.PathLike[str]) -> Path:
+    """``path`` as a Path, if it names a readable regular file.
+
+    Raises:
+        NoInput: absent (``input.missing``) or not regular (``input.not_regular``).
+        NoPermission: unreadable.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise NoInput("input.not_regular", "not a regular file", path=path)
+        with open(path, "rb"):
+            pass
+    except OSError as e:
+        raise from_os_error(e, path, writing=False) from e
+    except ValueError as e:
+        raise NoInput("input.missing", "not a file name", path=path) from e
+    return Path(path)
+
+
+def read_input(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file; errors as :func:`require_file`."""
+    require_file(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise from_os_error(e, path, writing=False) from e
+
+
+def _seal_field(digest: str) -> bytes:
+    """``metadata_props { key: SEAL_KEY value: digest }`` of a ModelProto (field 14), on the wire."""
+    key = SEAL_KEY.encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(digest)]) + digest.encode()
+    return b"\x72" + bytes([len(entry)]) + entry
+
+
+_SEAL_LENGTH = len(_seal_field("0" * 64))
+
+
+def seal(onnx_bytes: bytes) -> bytes:
+    """The field that, appended to a serialised ONNX model, says that vntools wrote it."""
+    return _seal_field(sha256_bytes(onnx_bytes))
+
+
+def sealed(path: str | os.PathLike[str]) -> bool:
+    """Whether an ONNX file ends with a seal that matches its bytes."""
+    try:
+        size = os.stat(path).st_size - _SEAL_LENGTH
+        if size < 0:
+            return False
+        digest = hashlib.sha256()
+        with open(path, "rb") as f:
+            f.seek(size)
+            tail = f.read()
+            if not tail.startswith(_seal_field("")[:2][:1]) or SEAL_KEY.encode() not in tail:
+                return False
+            f.seek(0)
+            left = size
+            while left:
+                piece = f.read(min(_CHUNK, left))
+                if not piece:
+                    return False
+                digest.update(piece)
+                left -= len(piece)
+        return tail == _seal_field(digest.hexdigest())
+    except (OSError, ValueError):
+        return False
+
+
+def sidecar_path(plan: str | os.PathLike[str]) -> Path:
+    """Where the sidecar of a plan lies: ``NAME.plan.json`` beside ``NAME.plan``."""
+    return Path(os.fspath(plan) + ".json")
+
+
+def write_sidecar_bytes(record: dict[str, Any]) -> bytes:
+    """A record as the bytes of a sidecar: JSON, ASCII, keys as given, one final newline."""
+    return (json.dumps(record, indent=1) + "\n").encode("ascii")
+
+
+def read_sidecar(plan: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The sidecar of a plan, or None where there is none.
+
+    Raises:
+        DataFault: ``plan.manifest``, where it is not a vntools sidecar.
+    """
+    path = sidecar_path(plan)
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(read_input(path))
+        if not (isinstance(record, dict) and record["schema"] == 1 and len(record["sha256"]) == 64):
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as e:
+        raise DataFault(
+            "plan.manifest",
+            "not a sidecar that vntools wrote",
+            hint="rebuild the plan with vntools build-engine",
+            path=path,
+        ) from e
+    return record
+
+
+def _ours(path: Path) -> bool:
+    """Whether vntools wrote the file: a sealed ONNX model, a plan or sidecar whose hashes match."""
+    if path.name.endswith(".plan.json"):
+        with contextlib.suppress(VntoolsError):
+            return read_sidecar(path.with_suffix("")) is not None
+        return False
+    if sealed(path):
+        return True
+    with contextlib.suppress(VntoolsError):
+        record = read_sidecar(path)
+        return record is not None and record["sha256"] == sha256_file(path)
+    return False
+
+
+def check_output(
+    path: str | os.PathLike[str], *, force: bool, inputs: tuple[str | os.PathLike[str], ...] = ()
+) -> Path:
+    """``path``, if it can be written at the end of the work; called before the work begins.
+
+    An existing file is replaced when vntools wrote it and it is unchanged since, or with ``force``.
+
+    Raises:
+        UsageFault: it is one of ``inputs``.
+        CannotCreate: it is a folder, its folder is missing, or it exists and is not ours.
+        NoPermission: its folder cannot be written.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        folder = target.parent
+        if not folder.is_dir():
+            raise CannotCreate(
+                "out.folder", "its folder does not exist", hint="create it first", path=path
+            )
+        if target.is_dir() or os.fspath(path).endswith("/"):
+            raise CannotCreate("out.is_folder", "is a folder", hint="name a file", path=path)
+        for other in inputs:
+            if os.path.exists(other) and target.exists() and os.path.samefile(other, target):
+                raise UsageFault(
+                    "out.is_input", f"--out would overwrite the input {quoted(other)}", path=path
+                )
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise from_os_error(OSError(errno.EACCES, ""), path, writing=True)
+        if target.exists() and not force and not _ours(target):
+            raise CannotCreate(
+                "out.exists",
+                "exists, and vntools did not write it as it is now",
+                hint="use --force to overwrite it",
+                path=path,
+            )
+    except ValueError as e:
+        raise CannotCreate("out.create", "not a file name", path=path) from e
+    except OSError as e:
+        raise from_os_error(e, path, writing=True) from e
+    return target
+
+
+def _sweep(target: Path) -> None:
+    """Remove temporaries of ``target`` that no living process holds a lock on."""
+    for old in target.parent.glob(f".{target.name[:200]}.*{_TEMP_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            fd = os.open(old, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(old)
+            finally:
+                os.close(fd)
+
+
+def _fsync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def published(
+    path: str | os.PathLike[str], *, force: bool, size_hint: int = 0
+) -> Iterator[IO[bytes]]:
+    """Open a file that appears under ``path`` whole when the block ends, or not at all.
+
+    The bytes go to a locked temporary in the same folder, are synchronised, and are linked (or,
+    where a file may be replaced, renamed) into place. ``size_hint`` bytes are reserved first, so a
+    full disk is found before the work of writing. Whether an existing file may be replaced is
+    decided as in :func:`check_output`.
+    """
+    target = check_output(path, force=force)
+    replace = target.exists()
+    temp = target.parent / f".{target.name[:200]}.{secrets.token_hex(6)}{_TEMP_SUFFIX}"
+    try:
+        _sweep(target)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temp, flags, 0o666)
+    except OSError as e:
+        raise from_os_error(e, path, writing=True) from e
+    try:
+        with os.fdopen(fd, "w+b") as f:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if replace:
+                os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
+            if size_hint:
+                os.posix_fallocate(fd, 0, size_hint)
+            yield f
+            f.flush()
+            os.ftruncate(fd, f.tell())
+            os.fsync(fd)
+            if replace:
+                os.replace(temp, target)
+            else:
+                _link_new(temp, target)
+        _fsync_folder(target.parent)
+    except OSError as e:
+        raise from_os_error(e, path, writing=True) from e
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temp)
+
+
+def _link_new(temp: Path, target: Path) -> None:
+    """Give ``temp`` its final name unless that name was taken meanwhile."""
+    try:
+        os.link(temp, target)
+    except FileExistsError as e:
+        raise CannotCreate(
+            "out.exists", "appeared while vntools was working", hint="use --force", path=target
+        ) from e
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links: claim the name, then rename over the claim.
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        os.replace(temp, target)

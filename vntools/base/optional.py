@@ -1,0 +1,26 @@
+"""Imports of packages that only some commands need, made at the point of use."""
+
+from __future__ import annotations
+
+__all__ = ["require"]
+
+import importlib
+from types import ModuleType
+
+from vntools.base.errors import Unavailable
+
+
+def require(module: str, *, extra: str | None, code: str = "dependency.missing") -> ModuleType:
+    """Import ``module``, or say which extra of vntools brings it.
+
+    Raises:
+        Unavailable: the module does not import; the message has the reason and the pip line.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as e:
+        target = "vntools" if extra is None else f"vntools[{extra}]"
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise Unavailable(
+            code, f"cannot import {module} ({why})", hint=f"run: pip install '{target}'"
+        ) from e

@@ -1,0 +1,1 @@
+"""Measuring a runner by trtexec's definitions."""

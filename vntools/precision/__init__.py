@@ -1,0 +1,1 @@
+"""Precision as types in the graph."""

@@ -1,0 +1,1 @@
+"""Runners: one protocol over PyTorch, ONNX Runtime and TensorRT."""
