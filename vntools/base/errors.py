@@ -40,8 +40,8 @@ __all__ = [
 
 import errno
 import os
+import signal
 from collections.abc import Iterable
-from typing import ClassVar
 
 
 def printable(text: str) -> str:
@@ -74,7 +74,7 @@ class VntoolsError(Exception):
         path: the file concerned, named first in the line.
     """
 
-    exit_status: ClassVar[int] = 70
+    exit_status: int = 70
 
     def __init__(
         self, code: str, message: str, *, hint: str = "", path: str | os.PathLike[str] | None = None
@@ -156,8 +156,9 @@ class Interrupted(VntoolsError):
     """A signal asked for the end; exit status 128 + its number."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__("interrupted", f"ended by signal {signum}")
+        super().__init__("interrupted", f"ended by {signal.Signals(signum).name}")
         self.signum = signum
+        self.exit_status = 128 + signum
 
 
 def from_os_error(error: OSError, path: str | os.PathLike[str], *, writing: bool) -> VntoolsError:

@@ -1,0 +1,341 @@
+"""Reading an ONNX graph: constants, uses, symbolic shapes, convolutions, and what a graph costs."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ONNX_DOMAINS",
+    "GraphStats",
+    "constant",
+    "convolution",
+    "int_attribute",
+    "is_data",
+    "ints_attribute",
+    "is_op",
+    "only_consumer",
+    "operands",
+    "remove_dead",
+    "spatial_size",
+    "stats",
+    "symbolic_vector",
+    "unique_name",
+]
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vntools.export.affine import AffineConv, Refused
+
+ONNX_DOMAINS = ("", "ai.onnx")
+_CONSTANT_FOLDABLE = frozenset(
+    "Add Cast Concat Div Expand Flatten Gather Identity Mul Neg Pow Reciprocal Reshape Slice Sqrt "
+    "Squeeze Sub Transpose Unsqueeze ConstantOfShape".split()
+)
+# Above this many elements a folded constant is no scalar, shape or channel vector but a weight that
+# somebody computes in the graph; such weights stay small in practice, and the bound keeps a hostile
+# Expand from filling the memory.
+_LARGEST_FOLDED = 1 << 26
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether ``node`` is one of ``op_types`` of the ONNX domain itself."""
+    return node is not None and node.domain in ONNX_DOMAINS and node.op_type in op_types
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array that ``value`` always holds, or None.
+
+    Initializers that a caller may override (they are graph inputs too) are not constant. Sub-graphs
+    of constants are folded, and ``CastLike(constant, x)`` needs only the type of x: it is how
+    PyTorch's exporter writes the zero bias of a convolution that has none.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is None or node.domain not in ONNX_DOMAINS or len(node.outputs) != 1:
+        return None
+    if node.op_type == "Constant":
+        return _constant_attribute(node)
+    if node.op_type == "Shape" and node.inputs[0] is not None:
+        dims = _shape_slice(node)
+        if dims is not None and all(isinstance(d, int) for d in dims):
+            return np.array(dims, np.int64)
+        return None
+    if node.op_type == "CastLike":
+        array, like = constant(node.inputs[0]), node.inputs[1]
+        if array is None or like is None or like.dtype is None:
+            return None
+        return array.astype(like.dtype.numpy())
+    if node.op_type not in _CONSTANT_FOLDABLE:
+        return None
+    arrays = [None if v is None else constant(v) for v in node.inputs]
+    if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
+        return None
+    return _evaluate(node, arrays)
+
+
+def _constant_attribute(node: ir.Node) -> NDArray[Any] | None:
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return attribute.as_tensor().numpy()
+        if name in ("value_float", "value_floats"):
+            return np.array(attribute.value, np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.array(attribute.value, np.int64)
+    return None
+
+
+def _evaluate(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """One node over constant inputs, by ONNX's own reference implementation."""
+    from onnx.reference import ReferenceEvaluator
+
+    if node.op_type in ("Expand", "ConstantOfShape", "Reshape"):
+        target = arrays[-1]
+        if target is None or math.prod(abs(int(d)) for d in target.reshape(-1)) > _LARGEST_FOLDED:
+            return None
+    graph = node.graph
+    version = node.version or (graph.opset_imports.get("") if graph is not None else None)
+    evaluator = ReferenceEvaluator(
+        ir.serde.serialize_node(node), opsets={"": version} if version else None
+    )
+    feeds = {
+        v.name: a
+        for v, a in zip(node.inputs, arrays, strict=True)
+        if v is not None and v.name is not None and a is not None
+    }
+    (result,) = evaluator.run(None, feeds)
+    return np.asarray(result)
+
+
+def _shape_slice(node: ir.Node) -> list[int | str] | None:
+    """What a Shape node yields, with names for symbolic dimensions; None where unknown."""
+    source = node.inputs[0]
+    if source is None or source.shape is None:
+        return None
+    dims = [d if isinstance(d, int) else d.value for d in source.shape]
+    begin = int_attribute(node, "start", 0)
+    end = int_attribute(node, "end", len(dims))
+    dims = dims[begin:end]
+    return None if any(d is None for d in dims) else [d for d in dims if d is not None]
+
+
+def symbolic_vector(value: ir.Value | None) -> list[int | str] | None:
+    """The integers that a shape value holds, with names where they are symbolic dimensions.
+
+    Follows what exporters put between Shape and Reshape: Gather, Slice, Squeeze, Unsqueeze,
+    Reshape, Concat, Cast and Identity.
+    """
+    fixed = constant(value)
+    if fixed is not None:
+        return [int(d) for d in fixed.reshape(-1)] if fixed.dtype.kind in "iu" else None
+    node = None if value is None else value.producer()
+    if node is None or node.domain not in ONNX_DOMAINS:
+        return None
+    if node.op_type == "Shape":
+        return _shape_slice(node)
+    if node.op_type == "Concat":
+        parts = [symbolic_vector(v) for v in node.inputs]
+        return None if any(p is None for p in parts) else [d for p in parts for d in p or ()]
+    source = symbolic_vector(node.inputs[0]) if node.inputs else None
+    if source is None:
+        return None
+    if node.op_type in ("Squeeze", "Unsqueeze", "Cast", "Identity"):
+        return source
+    if node.op_type == "Reshape":
+        return source if symbolic_vector(node.inputs[1]) in ([-1], [1]) else None
+    if node.op_type == "Gather":
+        at = symbolic_vector(node.inputs[1])
+        ok = at is not None and all(
+            isinstance(i, int) and -len(source) <= i < len(source) for i in at
+        )
+        return [source[int(i)] for i in at] if ok and at is not None else None
+    return None
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node of the same graph that reads ``value``, once; None where a graph output, a
+    subgraph or a second reader needs it too."""
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node, producer = uses[0].node, value.producer()
+    return node if producer is None or node.graph is producer.graph else None
+
+
+def operands(node: ir.Node, *indices: int) -> list[NDArray[Any]] | None:
+    """Constant inputs of a node by position, or None where one of them is not constant."""
+    arrays = [constant(node.inputs[i]) if i < len(node.inputs) else None for i in indices]
+    return None if any(a is None for a in arrays) else [a for a in arrays if a is not None]
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or its default."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    """An attribute that is a list of integers, or None where it is absent."""
+    return tuple(node.attributes[name].as_ints()) if name in node.attributes else None
+
+
+def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
+    """A Conv node with constant weights as a value, in float64.
+
+    With ``weights=False`` only the geometry and the bias are read; the weight is then a view of a
+    single zero with the right shape, which costs no memory.
+
+    Raises:
+        Refused: a weight is no constant, or the padding depends on the input's size.
+    """
+    weight = constant(node.inputs[1])
+    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    bias = constant(node.inputs[2]) if has_bias else None
+    if weight is None or (has_bias and bias is None):
+        raise Refused("its weight or bias is not constant")
+    if weight.dtype not in (np.float32, np.float64):
+        raise Refused(f"its weights are {weight.dtype}, not float32")
+    padding = node.attributes.get("auto_pad")
+    mode = padding.as_string() if padding is not None else "NOTSET"
+    if mode not in ("NOTSET", "VALID"):
+        raise Refused(f"auto_pad={mode} depends on the input's size")
+    return AffineConv.of(
+        weight if weights else np.broadcast_to(np.float64(0), weight.shape),
+        bias,
+        strides=ints_attribute(node, "strides"),
+        pads=ints_attribute(node, "pads") if mode == "NOTSET" else None,
+        dilations=ints_attribute(node, "dilations"),
+        groups=int_attribute(node, "group", 1),
+    )
+
+
+def spatial_size(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:
+    """The static spatial size of a (batch, channels, ..) value, or None."""
+    if value is None or value.shape is None or len(value.shape) != axes + 2:
+        return None
+    dims = tuple(value.shape)[2:]
+    return tuple(int(d) for d in dims) if all(isinstance(d, int) for d in dims) else None  # pyright: ignore[reportArgumentType]
+
+
+def unique_name(graph: ir.Graph, wanted: str) -> str:
+    """``wanted``, or ``wanted_1`` and so on where a value of the graph has that name."""
+    taken = set(graph.initializers) | {v.name for v in graph.inputs}
+    taken |= {v.name for n in graph for v in n.outputs}
+    name, i = wanted, 0
+    while name in taken:
+        i += 1
+        name = f"{wanted}_{i}"
+    return name
+
+
+def remove_dead(graph: ir.Graph, value: ir.Value | None) -> None:
+    """Remove what only ever made ``value``, if nothing reads it any more: nodes and initializers."""
+    if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+        return
+    if value.is_initializer():
+        del graph.initializers[value.name]  # pyright: ignore[reportArgumentType]
+        return
+    node = value.producer()
+    if node is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+        return
+    inputs = tuple(node.inputs)
+    graph.remove(node, safe=True)
+    for source in inputs:
+        remove_dead(graph, source)
+
+
+@dataclass(frozen=True)
+class GraphStats:
+    """What a graph consists of and costs.
+
+    Attributes:
+        ops: nodes by type.
+        parameters: elements of its float constants.
+        macs: multiply-accumulates of Conv, Gemm and MatMul for one sample; None where a size that
+            they depend on is dynamic.
+        size_bytes: size of its float constants.
+    """
+
+    ops: dict[str, int]
+    parameters: int
+    macs: int | None
+    size_bytes: int
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return sum(self.ops.values())
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "ops": self.ops,
+            "nodes": self.nodes,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "bytes": self.size_bytes,
+        }
+
+
+def stats(graph: ir.Graph) -> GraphStats:
+    """Count a graph; constants (sub-graphs of them too) are data, not nodes."""
+    live = [n for n in graph if not is_data(n)]
+    tensors: dict[int, tuple[int, int]] = {}
+    for value in _constants(live):
+        if value.dtype is not None and value.dtype.is_floating_point() and value.shape is not None:
+            size = math.prod(d for d in value.shape if isinstance(d, int))
+            tensors[id(value)] = (size, math.ceil(size * value.dtype.itemsize))
+    total: int | None = 0
+    for node in live:
+        cost = _node_macs(node)
+        total = None if total is None or cost is None else total + cost
+    return GraphStats(
+        dict(sorted(Counter(n.op_type for n in live).items())),
+        sum(n for n, _ in tensors.values()),
+        total,
+        sum(b for _, b in tensors.values()),
+    )
+
+
+def is_data(node: ir.Node) -> bool:
+    """Whether a node only prepares constants or shapes: it costs nothing when the network runs."""
+    if len(node.outputs) != 1:
+        return False
+    value = node.outputs[0]
+    return constant(value) is not None or symbolic_vector(value) is not None
+
+
+def _constants(nodes: Iterable[ir.Node]) -> Iterable[ir.Value]:
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value.const_value is not None:
+                yield value
+
+
+def _node_macs(node: ir.Node) -> int | None:
+    if is_op(node, "Conv"):
+        shape = node.inputs[1].shape if node.inputs[1] is not None else None
+        if shape is None or not all(isinstance(d, int) for d in shape):
+            return None
+        axes = len(shape) - 2
+        size = spatial_size(node.outputs[0], axes)
+        if size is None:
+            return None
+        return math.prod(int(d) for d in shape) * math.prod(size)  # pyright: ignore[reportArgumentType]
+    if is_op(node, "Gemm", "MatMul"):
+        shape = node.inputs[1].shape if node.inputs[1] is not None else None
+        out = node.outputs[0].shape
+        if shape is None or out is None or not all(isinstance(d, int) for d in shape):
+            return None
+        if node.inputs[1] is not None and node.inputs[1].const_value is None:
+            return None
+        rows = [d for d in tuple(out)[1:-1] if isinstance(d, int)]
+        return math.prod(int(d) for d in shape) * math.prod(rows)  # pyright: ignore[reportArgumentType]
+    return 0

@@ -1,0 +1,97 @@
+"""BatchNormalization behind a convolution becomes part of it."""
+
+from __future__ import annotations
+
+__all__ = ["FoldBatchNorm"]
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from vntools.export.affine import Array, Refused, apply, macs, parameters_of, scale_channels
+from vntools.export.graph import (
+    int_attribute,
+    is_op,
+    only_consumer,
+    operands,
+    remove_dead,
+    spatial_size,
+)
+from vntools.export.rewrite import (
+    GraphPass,
+    Record,
+    Rewrite,
+    Skip,
+    exact,
+    probe_error,
+    set_convolution,
+    take_over,
+)
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(GraphPass):
+    """Given:  y = BatchNormalization(Conv(x, W, b), gamma, beta, mean, var)
+    Result: y = Conv(x, W', b'),  W'[o] = s[o] W[o],  b' = (b - mean) s + beta,
+    s = gamma / sqrt(var + eps);  W (o, i/g, ..), the rest (o,)
+
+    Needs: training_mode=0; the convolution's result read once, by the BatchNormalization, and no
+    graph output; all constants really constant; var + eps > 0.
+    Source: Eq. 2 of the VanillaNet paper; Ioffe & Szegedy 2015, sec. 3.1; ONNX
+    BatchNormalization-15.
+    """
+
+    name: ClassVar[str] = "fold-batchnorm"
+
+    def rewrite(self, graph: ir.Graph) -> Iterator[Record]:
+        """Fold every BatchNormalization that follows a convolution."""
+        for node in list(graph):
+            if is_op(node, "BatchNormalization"):
+                try:
+                    yield self._fold(graph, node)
+                except Refused as e:
+                    yield Skip(self.name, node.name or "", str(e))
+
+    def _fold(self, graph: ir.Graph, norm: ir.Node) -> Rewrite:
+        source = norm.inputs[0]
+        conv = source.producer() if source is not None else None
+        if source is None or conv is None or not is_op(conv, "Conv"):
+            raise Refused("its input is not the result of a Conv")
+        if only_consumer(source) is not norm:
+            raise Refused("the convolution's result is read elsewhere too, or is a graph output")
+        if int_attribute(norm, "training_mode", 0) or any(v.uses() for v in norm.outputs[1:]):
+            raise Refused("training_mode=1: it normalises by the data")
+        arrays = operands(norm, 1, 2, 3, 4)
+        if arrays is None:
+            raise Refused("its statistics or parameters are not constant")
+        gamma, beta, mean, var = (a.astype(np.float64) for a in arrays)
+        epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+        if not np.all(var + epsilon > 0):
+            raise Refused("var + epsilon is not positive")
+        unfolded = exact(conv)
+        old = unfolded()
+        scale = gamma / np.sqrt(var + epsilon)
+        shift = beta - mean * scale
+        new = scale_channels(old, scale, shift)
+
+        def training(x: Array) -> Array:
+            column = (1, -1) + (1,) * old.axes
+            centred = apply(old, x) - mean.reshape(column)
+            spread = np.sqrt(var + epsilon).reshape(column)
+            return centred / spread * gamma.reshape(column) + beta.reshape(column)
+
+        error = probe_error(training, new, name=norm.name or "")
+        size = spatial_size(conv.inputs[0], old.axes)
+        cost = None if size is None else macs(old, *size)
+        names = (conv.name or "", norm.name or "")
+        set_convolution(conv, lambda: scale_channels(unfolded(), scale, shift), new)
+        take_over(conv.outputs[0], norm.outputs[0])
+        constants = tuple(norm.inputs[1:])
+        graph.remove(norm, safe=True)
+        for value in constants:
+            remove_dead(graph, value)
+        parameters = parameters_of(old) + 4 * gamma.size, parameters_of(new)
+        return Rewrite(self.name, names, names[0], *parameters, cost, cost, error)

@@ -1,0 +1,61 @@
+"""ReLU goes in front of max pooling, where it can fuse into the convolution."""
+
+from __future__ import annotations
+
+__all__ = ["ReluBeforeMaxPool"]
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from vntools.export.graph import is_op, only_consumer
+from vntools.export.rewrite import GraphPass, Record, Rewrite, Skip
+
+
+@dataclass(frozen=True)
+class ReluBeforeMaxPool(GraphPass):
+    """Given:  y = Relu(MaxPool(Conv(x)))            Result: y = MaxPool(Relu(Conv(x)))
+
+    relu is monotone, so it commutes with a maximum, exactly in floating point; padding of a
+    MaxPool is -infinity and never wins, and with it every window still holds a real element.
+    Needs: the pooled value and the convolution's result are each read once and are no graph
+    outputs; MaxPool without Indices.
+    Source: ONNX MaxPool-12; TensorRT fuses a ReLU into the convolution in front of it, not into the
+    pooling.
+    """
+
+    name: ClassVar[str] = "relu-before-maxpool"
+    after: ClassVar[tuple[str, ...]] = ("merge-convs",)
+
+    def rewrite(self, graph: ir.Graph) -> Iterator[Record]:
+        """Move every such Relu in front of its MaxPool."""
+        for relu in list(graph):
+            pooled = relu.inputs[0] if is_op(relu, "Relu") else None
+            pool = pooled.producer() if pooled is not None else None
+            if pooled is None or pool is None or not is_op(pool, "MaxPool"):
+                continue
+            source = pool.inputs[0]
+            if source is None or not is_op(source.producer(), "Conv"):
+                continue
+            if only_consumer(pooled) is not relu or only_consumer(source) is not pool:
+                reason = "a value in between is read elsewhere too, or is a graph output"
+            elif any(v.uses() for v in pool.outputs[1:]):
+                reason = "the pooling's indices are read"
+            else:
+                yield self._swap(graph, relu, pool)
+                continue
+            yield Skip(self.name, relu.name or "", reason)
+
+    def _swap(self, graph: ir.Graph, relu: ir.Node, pool: ir.Node) -> Rewrite:
+        source, pooled, out = pool.inputs[0], pool.outputs[0], relu.outputs[0]
+        assert source is not None
+        graph.remove(relu)
+        graph.insert_before(pool, relu)
+        out.replace_all_uses_with(pooled, replace_graph_outputs=True)
+        relu.replace_input_with(0, source)
+        pool.replace_input_with(0, out)
+        out.name, pooled.name = pooled.name, out.name
+        out.shape, out.type, pooled.shape = source.shape, source.type, out.shape
+        return Rewrite(self.name, (pool.name or "", relu.name or ""), relu.name or "")

@@ -1,0 +1,180 @@
+"""The file of a checkpoint: looked over before torch reads it, mapped rather than read.
+
+``torch.load(weights_only=True)`` alone checks neither sizes nor CRCs and allows globals that return
+uninitialised memory, so the zip directory and the names in the pickle are checked first. Weights
+stay on disk until they are used; the tensors that are used are held against the archive's CRCs.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Archive", "open_archive"]
+
+import argparse
+import os
+import pickletools
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from vntools.base.artifacts import require_file
+from vntools.base.errors import DataFault, from_os_error
+
+_MAX_PICKLE_BYTES = 64 << 20
+_DTYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_ALLOWED_GLOBALS = {
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "argparse.Namespace",
+    *(f"torch.{dtype}Storage" for dtype in _DTYPES),
+}
+# Opcodes that import or call by other ways than GLOBAL; torch.save writes none of them.
+_REFUSED_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX", "PERSID"}
+_RESAVE = 're-save the weights alone: torch.save({"model": state_dict}, ...)'
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A checkpoint's contents, its tensors mapped from the file.
+
+    Attributes:
+        content: what was saved; tensors read their bytes when they are used.
+        records: (size in bytes, CRC-32) of every record of the file.
+    """
+
+    path: Path
+    content: object
+    records: frozenset[tuple[int, int]]
+
+    def check_storage(self, name: str, tensor: torch.Tensor) -> None:
+        """Hold the stored bytes of a tensor against the CRCs of the file's records.
+
+        A storage that claims another size than its record's has no CRC to match.
+
+        Raises:
+            DataFault: ``ckpt.crc``.
+        """
+        storage = tensor.untyped_storage()
+        raw = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if (raw.size, zlib.crc32(raw)) not in self.records:
+            raise DataFault(
+                "ckpt.crc",
+                f"the bytes of {name} fail their CRC",
+                hint="the file is damaged (fetch it again), or was saved without checksums",
+                path=self.path,
+            )
+
+
+def open_archive(path: str | os.PathLike[str]) -> Archive:
+    """Check a file that torch.save wrote and map it.
+
+    Raises:
+        NoInput: absent or no regular file. NoPermission: unreadable.
+        DataFault: ``ckpt.empty``, ``.truncated``, ``.format``, ``.legacy``, ``.compressed``,
+            ``.zip_layout``, ``.record`` or ``.unsafe``.
+    """
+    source = require_file(path)
+    try:
+        with source.open("rb") as file:
+            _check_kind(file)
+            records = _check_records(file)
+    except OSError as e:
+        raise from_os_error(e, path, writing=False) from e
+    except DataFault as e:
+        raise DataFault(e.code, e.message, hint=e.hint, path=path) from e.__cause__
+    return Archive(source, _map(source), records)
+
+
+def _check_kind(file: IO[bytes]) -> None:
+    head = file.read(1024)
+    start = head.lstrip().lower()
+    if not head:
+        raise DataFault("ckpt.empty", "is empty", hint="the download did not finish")
+    if head.startswith(b"PK\x03\x04"):
+        return
+    if start.startswith(b"version https://git-lfs"):
+        raise DataFault(
+            "ckpt.format", "is a git-lfs pointer, not a checkpoint", hint="run: git lfs pull"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataFault(
+            "ckpt.format", "is an HTML page, not a checkpoint", hint="check the download's address"
+        )
+    # A bare pickle starts with its protocol number; tar files have their mark at byte 257.
+    if head[:1] == b"\x80" or head[257:262] == b"ustar":
+        raise DataFault(
+            "ckpt.legacy",
+            "is in the format of torch before 1.6, which has no checksums",
+            hint="re-save it with a newer torch",
+        )
+    raise DataFault("ckpt.format", "is not a checkpoint that torch.save wrote")
+
+
+def _check_records(file: IO[bytes]) -> frozenset[tuple[int, int]]:
+    """(size, CRC-32) of every record, once the directory and the pickle are known to be sane."""
+    size_bytes = os.fstat(file.fileno()).st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            _check_layout(entries, size_bytes)
+            pickle = next(e for e in entries if e.filename.endswith("/data.pkl"))
+            if pickle.file_size > _MAX_PICKLE_BYTES:
+                raise DataFault("ckpt.zip_layout", "its pickle is larger than 64 MiB")
+            _check_globals(archive.read(pickle))
+    except zipfile.BadZipFile as e:
+        if "CRC" in str(e):
+            raise DataFault("ckpt.crc", "its pickle fails its CRC; the file is damaged") from e
+        raise DataFault(
+            "ckpt.truncated", "ends early (no readable zip directory)", hint="fetch it again"
+        ) from e
+    except (NotImplementedError, ValueError, EOFError, struct.error, RuntimeError) as e:
+        raise DataFault("ckpt.zip_layout", "its zip directory is damaged") from e
+    return frozenset((e.file_size, e.CRC) for e in entries)
+
+
+def _check_layout(entries: list[zipfile.ZipInfo], size_bytes: int) -> None:
+    names = [e.filename for e in entries]
+    for e in entries:
+        if e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1:
+            raise DataFault(
+                "ckpt.compressed",
+                f"record {e.filename} is compressed or encrypted",
+                hint="torch.save stores records as they are; re-save it",
+            )
+        if e.file_size != e.compress_size or e.header_offset + e.file_size > size_bytes:
+            raise DataFault("ckpt.record", f"record {e.filename} does not fit into the file")
+        if e.filename.startswith("/") or ".." in e.filename.split("/"):
+            raise DataFault("ckpt.zip_layout", f"record name {e.filename} leaves the archive")
+    if len(set(names)) != len(names) or sum(n.endswith("/data.pkl") for n in names) != 1:
+        raise DataFault("ckpt.zip_layout", "has repeated records, or not just one data.pkl")
+    if sum(e.file_size for e in entries) > size_bytes:
+        raise DataFault("ckpt.record", "its records overlap")
+
+
+def _check_globals(pickle: bytes) -> None:
+    """Refuse a pickle that names anything beyond tensors, dicts and argparse.Namespace."""
+    try:
+        for opcode, argument, _ in pickletools.genops(pickle):
+            found = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else None
+            if opcode.name in _REFUSED_OPCODES:
+                found = f"something by the opcode {opcode.name}"
+            if found is not None and found not in _ALLOWED_GLOBALS:
+                raise DataFault("ckpt.unsafe", f"asks to import {found}; refused", hint=_RESAVE)
+    except (ValueError, IndexError) as e:
+        raise DataFault("ckpt.format", "its pickle is damaged") from e
+
+
+def _map(path: Path) -> object:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+    except OSError as e:
+        raise from_os_error(e, path, writing=False) from e
+    # What torch raises on a damaged pickle has no common class, and its text advises unsafe loading.
+    except Exception as e:
+        raise DataFault("ckpt.format", "cannot be read as a checkpoint", path=path) from e
