@@ -1,8 +1,11 @@
-"""Packages are found here: models/ and export/ are installed as vntools.models and vntools.export."""
+"""Packages are found: models/ and export/ are installed as vntools.models, vntools.export."""
 
 from setuptools import find_packages, setup
 
 setup(
     packages=find_packages(include=["vntools", "vntools.*"])
-    + [f"vntools.{p}" for p in find_packages(include=["models", "models.*", "export", "export.*"])]
+    + [
+        f"vntools.{p}"
+        for p in find_packages(include=["models", "models.*", "export", "export.*"])
+    ]
 )

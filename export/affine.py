@@ -17,6 +17,7 @@ __all__ = [
     "add",
     "apply",
     "average",
+    "channels_of",
     "compose",
     "identity",
     "macs",
@@ -153,18 +154,26 @@ def apply(conv: AffineConv, x: Array) -> Array:
     edges = [(0, 0), (0, 0)] + [conv.pad(a) for a in range(conv.axes)]
     padded = np.pad(np.asarray(x, np.float64), edges)
     size = output_size(conv, x.shape[2:])
-    g = conv.groups
-    y = np.zeros((x.shape[0], g, conv.out_channels // g, *size))
+    n, g = x.shape[0], conv.groups
+    y = np.zeros((n, g, conv.out_channels // g, math.prod(size)))
     w = conv.weight.reshape(g, -1, *conv.weight.shape[1:])
     for u in itertools.product(*map(range, conv.kernel)):
         window = tuple(
-            slice(t * d, t * d + s * (n - 1) + 1, s)
-            for t, d, s, n in zip(u, conv.dilations, conv.strides, size, strict=True)
+            slice(t * d, t * d + s * (m - 1) + 1, s)
+            for t, d, s, m in zip(u, conv.dilations, conv.strides, size, strict=True)
         )
-        part = padded[(slice(None), slice(None), *window)].reshape(x.shape[0], g, -1, *size)
-        y += np.einsum("goi,ngi...->ngo...", w[(..., *u)], part, optimize=True)
-    shape = (1, -1) + (1,) * conv.axes
-    return y.reshape(x.shape[0], -1, *size) + conv.bias.reshape(shape)
+        part = padded[(slice(None), slice(None), *window)].reshape(n, g, -1, math.prod(size))
+        tap = w[(..., *u)]
+        # One channel a group: a product per channel, where matmul would loop over 1x1 matrices.
+        y += tap * part if tap.shape[2] == 1 else tap @ part
+    return y.reshape(n, -1, *size) + conv.bias.reshape((1, -1) + (1,) * conv.axes)
+
+
+def channels_of(conv: AffineConv, channels: NDArray[np.intp]) -> AffineConv:
+    """The part of an ungrouped convolution that writes ``channels``; any other one whole."""
+    if conv.groups > 1:
+        return conv
+    return replace(conv, weight=conv.weight[channels], bias=conv.bias[channels])
 
 
 def scale_channels(conv: AffineConv, scale: Array, shift: Array) -> AffineConv:
@@ -176,8 +185,10 @@ def scale_channels(conv: AffineConv, scale: Array, shift: Array) -> AffineConv:
     scale = gamma / sqrt(var + eps), shift = beta - mean scale.
     Source: Eq. 2 of the VanillaNet paper; Ioffe & Szegedy 2015, sec. 3.1.
     """
-    column = scale.reshape((-1,) + (1,) * (conv.weight.ndim - 1))
-    return replace(conv, weight=conv.weight * column, bias=conv.bias * scale + shift)
+    rows = conv.weight.reshape(conv.out_channels, -1) * scale[:, np.newaxis]
+    return replace(
+        conv, weight=rows.reshape(conv.weight.shape), bias=conv.bias * scale + shift
+    )
 
 
 @dataclass(frozen=True)
@@ -253,7 +264,27 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv:
     plan = plan_compose(outer, inner)
     g = plan.groups
     w1, w2 = _regroup(inner, g), _regroup(outer, g)
-    out = np.zeros((g, w2.shape[1], w1.shape[2], *plan.kernel))
+    if math.prod(inner.kernel) == math.prod(outer.kernel) == 1:
+        point = (...,) + (0,) * inner.axes
+        reach, out = w2[point], w2[point] @ w1[point]
+    else:
+        reach, out = w2.reshape(*w2.shape[:3], -1).sum(axis=3), _scatter(outer, inner, plan, w2, w1)
+    carried = reach @ inner.bias.reshape(g, -1, 1)
+    return AffineConv(
+        out.reshape(outer.out_channels, -1, *plan.kernel),
+        outer.bias + carried.reshape(-1),
+        plan.strides,
+        plan.pads,
+        plan.dilations,
+        g,
+    )
+
+
+def _scatter(
+    outer: AffineConv, inner: AffineConv, plan: _Geometry, w2: Array, w1: Array
+) -> Array:
+    """Sum the products of all pairs of taps into their places: (groups, out, in, ..)."""
+    out = np.zeros((plan.groups, w2.shape[1], w1.shape[2], *plan.kernel))
     for u1 in itertools.product(*map(range, inner.kernel)):
         for u2 in itertools.product(*map(range, outer.kernel)):
             at = tuple(
@@ -264,16 +295,7 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv:
                 )
             )
             out[(..., *at)] += w2[(..., *u2)] @ w1[(..., *u1)]
-    taps = tuple(range(3, 3 + outer.axes))
-    carried = np.einsum("gom,gm->go", w2.sum(axis=taps), inner.bias.reshape(g, -1))
-    return AffineConv(
-        out.reshape(outer.out_channels, -1, *plan.kernel),
-        outer.bias + carried.reshape(-1),
-        plan.strides,
-        plan.pads,
-        plan.dilations,
-        g,
-    )
+    return out
 
 
 def _regroup(conv: AffineConv, groups: int) -> Array:

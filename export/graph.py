@@ -195,7 +195,14 @@ def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
     Raises:
         Refused: a weight is no constant, or the padding depends on the input's size.
     """
-    weight = constant(node.inputs[1])
+    held = node.inputs[1]
+    weight: NDArray[Any] | None
+    if not weights and held is not None and held.const_value is not None and held.producer() is None:
+        tensor = held.const_value
+        weight = np.broadcast_to(np.zeros((), tensor.dtype.numpy()), tensor.shape.numpy())
+        weight = None if held.is_graph_input() else weight
+    else:
+        weight = constant(held)
     has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
     bias = constant(node.inputs[2]) if has_bias else None
     if weight is None or (has_bias and bias is None):

@@ -11,7 +11,9 @@ __all__ = [
     "apply_passes",
     "discover",
     "exact",
+    "materialize",
     "probe_error",
+    "probed_channels",
     "set_convolution",
     "take_over",
 ]
@@ -30,11 +32,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vntools.base.errors import DataFault, InternalFault, VntoolsError, printable
-from vntools.export import affine as algebra
-from vntools.export.affine import AffineConv
+from vntools.export.affine import AffineConv, Array, apply, channels_of
 from vntools.export.graph import constant, convolution, remove_dead, unique_name
 
-_AFFINE = "vntools.affine"  # key of Node.meta: a convolution's exact value, before the cast
+_EXACT = "vntools.exact"  # key of Node.meta: what makes a convolution's value before the cast
+_PROBED_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ def apply_passes(
 ) -> Applied:
     """Run ``passes`` (default: all that are found) over ``graph`` in place.
 
-    ``advance`` is called with each record's rule as it comes.
+    Weights are cast to the graph's type at the end, once. ``advance`` is called with each record's
+    rule as it comes.
 
     Raises:
         InternalFault: ``pass.failed``; the message names the pass and those that ran before it.
@@ -172,31 +175,40 @@ def apply_passes(
             ) from e
         done.append(p.name)
     for node in graph:
-        node.meta.pop(_AFFINE, None)
+        materialize(node)
+        node.meta.pop(_EXACT, None)
     return applied
 
 
-def exact(node: ir.Node) -> Callable[[], AffineConv]:
+def exact(
+    node: ir.Node, channels: NDArray[np.intp] | None = None
+) -> Callable[[], AffineConv]:
     """What makes a Conv node's float64 value: as an earlier rewrite left it, before any cast.
 
-    The value outlives the node's own weights, and is made anew at each call.
+    The value outlives the node's own weights, and is made anew at each call. With ``channels`` it
+    has only those output channels (as :func:`vntools.export.affine.channels_of`).
 
     Raises:
         Refused: as :func:`vntools.export.graph.convolution`.
     """
-    thunk: Callable[[], AffineConv] | None = node.meta.get(_AFFINE)
+    thunk: Callable[[], AffineConv] | None = node.meta.get(_EXACT)
     if thunk is not None:
-        return thunk
+        return thunk if channels is None else lambda: channels_of(thunk(), channels)
     shape, weight = convolution(node, weights=False), constant(node.inputs[1])
-    return lambda: replace(shape, weight=np.asarray(weight, np.float64))
+    assert weight is not None
+    if channels is not None:
+        shape = channels_of(shape, channels)
+        weight = weight[channels] if shape.groups == 1 else weight
+    return lambda: replace(shape, weight=weight.astype(np.float64))
 
 
-def set_convolution(node: ir.Node, exact: Callable[[], AffineConv], like: AffineConv) -> None:
-    """Give a Conv node new weights, bias and attributes.
+def set_convolution(node: ir.Node, exact: Callable[[], AffineConv], shape: AffineConv) -> None:
+    """Give a Conv node new weights, bias and attributes: those of what ``exact`` makes.
 
-    ``like`` is cast to the graph's type, once. ``exact`` makes it anew in float64, so that a later
-    rewrite starts from it and not from the rounded copy, while float64 weights are held for one
-    node at a time. New initializers are made: others may share the old ones.
+    ``shape`` has its geometry and bias. The float64 value is made anew whenever it is needed, so that a
+    later rewrite starts from it and not from a rounded copy, and is held for one node at a time;
+    the one cast is made when the passes are done, or by :func:`materialize`. New initializers are
+    made: others may share the old ones.
     """
     graph, weight = node.graph, node.inputs[1]
     assert isinstance(graph, ir.Graph) and weight is not None
@@ -207,56 +219,86 @@ def set_convolution(node: ir.Node, exact: Callable[[], AffineConv], like: Affine
     for value in old:
         remove_dead(graph, value)
     node.resize_inputs(3)
-    for i, (part, array) in enumerate((("weight", like.weight), ("bias", like.bias)), start=1):
-        tensor = ir.tensor(_cast(array, dtype, node))
+    weight_tensor = ir.LazyTensor(
+        lambda: ir.tensor(_cast(exact().weight, dtype, node)), dtype, ir.Shape(shape.weight.shape)
+    )
+    bias_tensor = ir.tensor(_cast(shape.bias, dtype, node))
+    for i, (part, tensor) in enumerate((("weight", weight_tensor), ("bias", bias_tensor)), start=1):
         value = ir.Value(
             name=unique_name(graph, f"{stem}.{part}"),
-            shape=tensor.shape,
+            shape=ir.Shape(tensor.shape),
             type=ir.TensorType(dtype),
             const_value=tensor,
         )
         graph.register_initializer(value)
         node.replace_input_with(i, value)
-    node.meta[_AFFINE] = exact
+    node.meta[_EXACT] = exact
     node.attributes.pop("auto_pad", None)
     for name, numbers in (
-        ("kernel_shape", like.kernel),
-        ("strides", like.strides),
-        ("pads", like.pads),
-        ("dilations", like.dilations),
+        ("kernel_shape", shape.kernel),
+        ("strides", shape.strides),
+        ("pads", shape.pads),
+        ("dilations", shape.dilations),
     ):
         node.attributes[name] = ir.AttrInt64s(name, numbers)
-    node.attributes["group"] = ir.AttrInt64("group", like.groups)
+    node.attributes["group"] = ir.AttrInt64("group", shape.groups)
 
 
-def _cast(array: algebra.Array, dtype: ir.DataType, node: ir.Node) -> NDArray[Any]:
+def materialize(node: ir.Node, value: AffineConv | None = None) -> None:
+    """Cast what :func:`set_convolution` gave a Conv node, now; ``value`` if it is at hand.
+
+    Raises:
+        DataFault: ``merge.overflow``, where a weight leaves the range of the graph's type.
+    """
+    thunk: Callable[[], AffineConv] | None = node.meta.get(_EXACT)
+    weight = node.inputs[1] if thunk is not None else None
+    if thunk is None or weight is None or not isinstance(weight.const_value, ir.LazyTensor):
+        return
+    array = (value or thunk()).weight
+    weight.const_value = ir.tensor(_cast(array, weight.const_value.dtype, node), name=weight.name)
+
+
+def _cast(array: Array, dtype: ir.DataType, node: ir.Node) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(array, dtype.numpy())
-    if not np.isfinite(narrow).all() and np.isfinite(array).all():
+    ends = narrow.min(initial=0), narrow.max(initial=0)
+    if not np.isfinite(ends).all() and np.isfinite(array).all():
         raise DataFault("merge.overflow", f"the merged weights of {node.name} overflow {dtype.name}")
     return narrow
 
 
-def probe_error(
-    before: Callable[[algebra.Array], algebra.Array], after: AffineConv, *, name: str
-) -> float:
-    """Largest difference between a region and its replacement on a seeded random input.
+def probed_channels(conv: AffineConv, name: str) -> NDArray[np.intp]:
+    """Output channels of an ungrouped convolution to evaluate: all, or 64 drawn by ``name``.
+
+    They do not depend on one another, so a part of them is a fair sample; a grouped convolution is
+    evaluated whole.
+    """
+    if conv.groups > 1 or conv.out_channels <= _PROBED_CHANNELS:
+        return np.arange(conv.out_channels)
+    drawn = _seeded(name).choice(conv.out_channels, _PROBED_CHANNELS, replace=False)
+    return np.sort(drawn)
+
+
+def probe_error(before: Callable[[Array], Array], after: AffineConv, *, name: str) -> float:
+    """Largest difference between a region and its replacement on a random input seeded by ``name``.
 
     The input is as small as the kernel allows with two places along each axis, so every tap and
-    both borders take part. Relative to the largest output.
+    both borders take part. The difference is relative to the largest output.
     """
-    seed = np.frombuffer(name.encode("utf-8", "replace")[:64].ljust(4, b"\0"), np.uint8)
-    rng = np.random.default_rng(seed)
     size = [
         max(after.reach(a) + 1 - sum(after.pad(a)), 1) + after.strides[a] for a in range(after.axes)
     ]
-    x = rng.standard_normal((1, after.in_channels, *size))
-    want, got = before(x), algebra.apply(after, x)
+    x = _seeded(name).standard_normal((1, after.in_channels, *size))
+    want, got = before(x), apply(after, x)
     if want.shape != got.shape:
         return float("inf")
     scale = float(np.abs(want).max(initial=0.0))
     error = float(np.abs(want - got).max(initial=0.0))
     return error if scale == 0 else error / scale
+
+
+def _seeded(name: str) -> np.random.Generator:
+    return np.random.default_rng(list(name.encode("utf-8", "replace")))
 
 
 def take_over(value: ir.Value, old: ir.Value) -> None:

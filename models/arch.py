@@ -1,7 +1,7 @@
-"""VanillaNet architectures as data: widths, strides, pooling, cost, and what was published of them.
+"""VanillaNet architectures as data: widths, strides, pooling, cost, and published figures.
 
-Nothing here needs torch. Parameters and multiply-accumulates (MACs) are worked out from the widths,
-so a test can hold them against the paper and against the modules.
+Nothing here needs torch. Parameters and multiply-accumulates (MACs) are worked out from the
+widths, so a test can hold them against the paper and against the modules.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,8 +24,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an RGB image becomes an input: shorter side to ``int(image_size / crop_ratio)``, centre
-    crop to ``image_size``, values to [0, 1], minus ``mean``, over ``std`` (both per channel).
+    """How an RGB image becomes an input.
+
+    The shorter side is resized to ``int(image_size / crop_ratio)`` pixels, the centre cropped
+    to ``image_size``, values scaled to [0, 1], less ``mean``, over ``std`` (per channel).
     """
 
     image_size: int
@@ -60,8 +63,8 @@ class Architecture:
         name: ``vanillanet_5`` and so on, or any name for widths of one's own.
         dims: channels behind the stem and behind each block.
         strides: pooling stride of each block; 1 is no pooling.
-        adaptive: output height and width of each block's adaptive max pooling, which then replaces
-            its strided one; 0 is none. Empty means none anywhere.
+        adaptive: output height and width of each block's adaptive max pooling, which then
+            replaces its strided one; 0 is none. Empty means none anywhere.
         activation_n: n of Eq. 6; the series activation's kernel is 2n + 1 wide.
         crop_ratio: the part of the resized image that evaluation sees (Table 8).
 
@@ -93,10 +96,10 @@ class Architecture:
             )
         least_one = (*self.dims, *self.strides, self.stem_kernel, self.stem_stride)
         if min(*least_one, self.num_classes, self.image_size) < 1:
-            raise ValueError("dims, strides, stem sizes, classes and image size must be positive")
+            raise ValueError("dims, strides, stem sizes, classes, image size must be positive")
         if min(*self.adaptive, self.stem_padding, self.activation_n, 0) < 0:
-            raise ValueError("paddings, adaptive pooling sizes and activation n cannot be negative")
-        if any(size and stride == 1 for size, stride in zip(self.adaptive, self.strides)):
+            raise ValueError("padding, adaptive sizes and activation n cannot be negative")
+        if any(a and s == 1 for a, s in zip(self.adaptive, self.strides, strict=True)):
             raise ValueError("a block of stride 1 has no pooling, so no adaptive pooling size")
 
     @property
@@ -112,7 +115,7 @@ class Architecture:
         """
         size = image_size or self.image_size
         sizes = [(size + 2 * self.stem_padding - self.stem_kernel) // self.stem_stride + 1]
-        for stride, adaptive in zip(self.strides, self.adaptive):
+        for stride, adaptive in zip(self.strides, self.adaptive, strict=True):
             sizes.append(adaptive or sizes[-1] // stride)
         if min(sizes) < 1:
             raise ValueError(f"an image of {size}x{size} is too small: maps of {sizes} pixels")
@@ -122,16 +125,16 @@ class Architecture:
         """Parameters of the deploy form: one convolution a layer, BatchNorm folded away."""
         taps = (2 * self.activation_n + 1) ** 2
         stem = self.dims[0] * (3 * self.stem_kernel**2 + 1)
-        blocks = sum(i * o + o for i, o in zip(self.dims, self.dims[1:]))
+        blocks = sum(i * o + o for i, o in pairwise(self.dims))
         activations = sum(d * (taps + 1) for d in self.dims)
         return stem + blocks + activations + self.num_classes * (self.dims[-1] + 1)
 
     def training_parameters(self) -> int:
-        """Parameters of the training form, BatchNorm's scale and shift (not its statistics) in."""
+        """Parameters of the training form; BatchNorm has two a channel (scale and shift)."""
         taps = (2 * self.activation_n + 1) ** 2
         first, last, classes = self.dims[0], self.dims[-1], self.num_classes
         stem = first * (3 * self.stem_kernel**2 + 3) + first * (first + 3)
-        blocks = sum(i * (i + 3) + o * (i + 3) for i, o in zip(self.dims, self.dims[1:]))
+        blocks = sum((i + o) * (i + 3) for i, o in pairwise(self.dims))
         activations = sum(d * (taps + 2) for d in self.dims)
         return stem + blocks + activations + classes * (last + 3) + classes * (classes + 1)
 
@@ -140,18 +143,19 @@ class Architecture:
         sizes = self.map_sizes(image_size)
         taps = (2 * self.activation_n + 1) ** 2
         stem = sizes[0] ** 2 * self.dims[0] * 3 * self.stem_kernel**2
-        blocks = sum(s * s * i * o for s, i, o in zip(sizes, self.dims, self.dims[1:]))
-        activations = sum(s * s * d * taps for s, d in zip(sizes, self.dims))
+        widths = zip(sizes[:-1], pairwise(self.dims), strict=True)
+        blocks = sum(s * s * i * o for s, (i, o) in widths)
+        activations = sum(s * s * d * taps for s, d in zip(sizes, self.dims, strict=True))
         return stem + blocks + activations + self.dims[-1] * self.num_classes
 
     def training_macs(self, image_size: int | None = None) -> int:
         """Multiply-accumulates of the training form's convolutions for one square image."""
         sizes = self.map_sizes(image_size)
         second_of_stem = sizes[0] ** 2 * self.dims[0] ** 2
-        firsts_of_blocks = sum(s * s * i * i for s, i in zip(sizes, self.dims[:-1]))
-        return self.deploy_macs(image_size) + (
-            second_of_stem + firsts_of_blocks + self.num_classes**2
-        )
+        inputs = zip(sizes[:-1], self.dims[:-1], strict=True)
+        first_of_blocks = sum(s * s * i * i for s, i in inputs)
+        extra = second_of_stem + first_of_blocks + self.num_classes**2
+        return self.deploy_macs(image_size) + extra
 
 
 def _of_depth(depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -192,7 +196,7 @@ def _architectures() -> dict[str, Architecture]:
         dims=tuple(d * 3 // 2 for d in found["vanillanet_13"].dims),
         published=Published(127.8, 26.5, 7.83, 82.53, 87.48),
     )
-    # The paper's appendix says 40/20/10; the released model, and Table 1's FLOPs, have 38/19/10.
+    # The paper's appendix says 40/20/10; the released model and Table 1's FLOPs have 38/19/10.
     adaptive = replace(
         wide,
         name="vanillanet_13_x1_5_ada_pool",

@@ -1,8 +1,8 @@
-"""The file of a checkpoint: looked over before torch reads it, mapped rather than read.
+"""The file of a checkpoint: looked over before torch reads it, and mapped rather than read.
 
-``torch.load(weights_only=True)`` alone checks neither sizes nor CRCs and allows globals that return
-uninitialised memory, so the zip directory and the names in the pickle are checked first. Weights
-stay on disk until they are used; the tensors that are used are held against the archive's CRCs.
+``torch.load(weights_only=True)`` alone checks neither sizes nor CRCs, and allows globals that
+return uninitialised memory. So the zip directory and the names in the pickle are checked
+first. Weights stay on disk until they are used, and are then held against the file's CRCs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from vntools.base.artifacts import require_file
 from vntools.base.errors import DataFault, from_os_error
 
 _MAX_PICKLE_BYTES = 64 << 20
-_DTYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_DTYPES = (
+    "Float",
+    "Half",
+    "BFloat16",
+    "Double",
+    "Long",
+    "Int",
+    "Short",
+    "Char",
+    "Byte",
+    "Bool",
+)
 _ALLOWED_GLOBALS = {
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
@@ -33,8 +44,8 @@ _ALLOWED_GLOBALS = {
     "argparse.Namespace",
     *(f"torch.{dtype}Storage" for dtype in _DTYPES),
 }
-# Opcodes that import or call by other ways than GLOBAL; torch.save writes none of them.
-_REFUSED_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX", "PERSID"}
+# Opcodes that import or call by other ways than GLOBAL and REDUCE; torch.save writes none.
+_REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "INST", "NEWOBJ_EX", "OBJ", "STACK_GLOBAL"}
 _RESAVE = 're-save the weights alone: torch.save({"model": state_dict}, ...)'
 
 
@@ -43,6 +54,7 @@ class Archive:
     """A checkpoint's contents, its tensors mapped from the file.
 
     Attributes:
+        path: the file.
         content: what was saved; tensors read their bytes when they are used.
         records: (size in bytes, CRC-32) of every record of the file.
     """
@@ -54,58 +66,54 @@ class Archive:
     def check_storage(self, name: str, tensor: torch.Tensor) -> None:
         """Hold the stored bytes of a tensor against the CRCs of the file's records.
 
-        A storage that claims another size than its record's has no CRC to match.
+        A storage that claims another size than its record has matches no CRC either.
 
         Raises:
             DataFault: ``ckpt.crc``.
         """
-        storage = tensor.untyped_storage()
-        raw = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-        if (raw.size, zlib.crc32(raw)) not in self.records:
+        raw = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
+        if (raw.size, zlib.crc32(raw.data)) not in self.records:
             raise DataFault(
                 "ckpt.crc",
                 f"the bytes of {name} fail their CRC",
                 hint="the file is damaged (fetch it again), or was saved without checksums",
-                path=self.path,
             )
 
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
-    """Check a file that torch.save wrote and map it.
+    """Check a file that torch.save wrote, and map it.
 
     Raises:
-        NoInput: absent or no regular file. NoPermission: unreadable.
+        NoInput: absent, or no regular file.
+        NoPermission: unreadable.
         DataFault: ``ckpt.empty``, ``.truncated``, ``.format``, ``.legacy``, ``.compressed``,
-            ``.zip_layout``, ``.record`` or ``.unsafe``.
+            ``.zip_layout``, ``.record``, ``.crc`` or ``.unsafe``.
     """
     source = require_file(path)
     try:
         with source.open("rb") as file:
             _check_kind(file)
             records = _check_records(file)
+        return Archive(source, _map(source), records)
     except OSError as e:
         raise from_os_error(e, path, writing=False) from e
     except DataFault as e:
-        raise DataFault(e.code, e.message, hint=e.hint, path=path) from e.__cause__
-    return Archive(source, _map(source), records)
+        raise DataFault(e.code, e.message, hint=e.hint, path=path) from e
 
 
 def _check_kind(file: IO[bytes]) -> None:
+    """Tell a zip archive from what is often found in its place."""
     head = file.read(1024)
-    start = head.lstrip().lower()
-    if not head:
-        raise DataFault("ckpt.empty", "is empty", hint="the download did not finish")
+    text = head.lstrip().lower()
     if head.startswith(b"PK\x03\x04"):
         return
-    if start.startswith(b"version https://git-lfs"):
-        raise DataFault(
-            "ckpt.format", "is a git-lfs pointer, not a checkpoint", hint="run: git lfs pull"
-        )
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise DataFault(
-            "ckpt.format", "is an HTML page, not a checkpoint", hint="check the download's address"
-        )
-    # A bare pickle starts with its protocol number; tar files have their mark at byte 257.
+    if not head:
+        raise DataFault("ckpt.empty", "is empty", hint="the download did not finish")
+    if text.startswith(b"version https://git-lfs"):
+        raise DataFault("ckpt.format", "is a git-lfs pointer", hint="run: git lfs pull")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataFault("ckpt.format", "is an HTML page", hint="check the download's address")
+    # A bare pickle starts with its protocol opcode; a tar file has its mark at byte 257.
     if head[:1] == b"\x80" or head[257:262] == b"ustar":
         raise DataFault(
             "ckpt.legacy",
@@ -116,7 +124,7 @@ def _check_kind(file: IO[bytes]) -> None:
 
 
 def _check_records(file: IO[bytes]) -> frozenset[tuple[int, int]]:
-    """(size, CRC-32) of every record, once the directory and the pickle are known to be sane."""
+    """(size, CRC-32) of every record, once the zip directory and the pickle look sane."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
         with zipfile.ZipFile(file) as archive:
@@ -128,30 +136,29 @@ def _check_records(file: IO[bytes]) -> frozenset[tuple[int, int]]:
             _check_globals(archive.read(pickle))
     except zipfile.BadZipFile as e:
         if "CRC" in str(e):
-            raise DataFault("ckpt.crc", "its pickle fails its CRC; the file is damaged") from e
-        raise DataFault(
-            "ckpt.truncated", "ends early (no readable zip directory)", hint="fetch it again"
-        ) from e
+            raise DataFault(
+                "ckpt.crc", "its pickle fails its CRC", hint="fetch it again"
+            ) from e
+        why = "ends early or has a damaged zip directory"
+        raise DataFault("ckpt.truncated", why, hint="fetch it again") from e
     except (NotImplementedError, ValueError, EOFError, struct.error, RuntimeError) as e:
         raise DataFault("ckpt.zip_layout", "its zip directory is damaged") from e
     return frozenset((e.file_size, e.CRC) for e in entries)
 
 
 def _check_layout(entries: list[zipfile.ZipInfo], size_bytes: int) -> None:
+    """Records are stored as they are, each once, inside the file and inside the archive."""
     names = [e.filename for e in entries]
     for e in entries:
         if e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1:
-            raise DataFault(
-                "ckpt.compressed",
-                f"record {e.filename} is compressed or encrypted",
-                hint="torch.save stores records as they are; re-save it",
-            )
+            why = f"record {e.filename} is compressed or encrypted"
+            raise DataFault("ckpt.compressed", why, hint="re-save it with torch.save")
         if e.file_size != e.compress_size or e.header_offset + e.file_size > size_bytes:
             raise DataFault("ckpt.record", f"record {e.filename} does not fit into the file")
         if e.filename.startswith("/") or ".." in e.filename.split("/"):
             raise DataFault("ckpt.zip_layout", f"record name {e.filename} leaves the archive")
     if len(set(names)) != len(names) or sum(n.endswith("/data.pkl") for n in names) != 1:
-        raise DataFault("ckpt.zip_layout", "has repeated records, or not just one data.pkl")
+        raise DataFault("ckpt.zip_layout", "has a record twice, or not just one data.pkl")
     if sum(e.file_size for e in entries) > size_bytes:
         raise DataFault("ckpt.record", "its records overlap")
 
@@ -160,11 +167,13 @@ def _check_globals(pickle: bytes) -> None:
     """Refuse a pickle that names anything beyond tensors, dicts and argparse.Namespace."""
     try:
         for opcode, argument, _ in pickletools.genops(pickle):
-            found = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else None
-            if opcode.name in _REFUSED_OPCODES:
-                found = f"something by the opcode {opcode.name}"
-            if found is not None and found not in _ALLOWED_GLOBALS:
-                raise DataFault("ckpt.unsafe", f"asks to import {found}; refused", hint=_RESAVE)
+            found = ""
+            if opcode.name == "GLOBAL":
+                found = str(argument).replace(" ", ".")
+            elif opcode.name in _REFUSED_OPCODES:
+                found = f"something by the pickle opcode {opcode.name}"
+            if found and found not in _ALLOWED_GLOBALS:
+                raise DataFault("ckpt.unsafe", f"asks to import {found}", hint=_RESAVE)
     except (ValueError, IndexError) as e:
         raise DataFault("ckpt.format", "its pickle is damaged") from e
 
@@ -173,8 +182,8 @@ def _map(path: Path) -> object:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-    except OSError as e:
-        raise from_os_error(e, path, writing=False) from e
-    # What torch raises on a damaged pickle has no common class, and its text advises unsafe loading.
+    except OSError:
+        raise
+    # What torch raises on a damaged pickle has no common class, and advises unsafe loading.
     except Exception as e:
-        raise DataFault("ckpt.format", "cannot be read as a checkpoint", path=path) from e
+        raise DataFault("ckpt.format", "cannot be read as a checkpoint") from e

@@ -1,8 +1,8 @@
-"""Released-format checkpoints: which weights, which architecture, which lambda, all of it checked.
+"""Released-format checkpoints: which weights, which architecture, which lambda.
 
-A file holds the weights under ``model_ema``, ``model``, ``state_dict`` or ``module``, or bare, and
-often ``epoch`` and ``args``. Only the chosen weights are read, and nothing is guessed that the file
-can say: widths come from the shapes, strides from ``args`` or a published architecture.
+A file holds the weights under ``model_ema``, ``model``, ``state_dict`` or ``module``, or bare,
+and often ``epoch`` and ``args``. Only the chosen weights are read. Widths come from their
+shapes, strides from ``args`` or a published architecture; what does not agree is refused.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vntools.base.errors import DataFault, UsageFault, VntoolsError, first_three, printable
+from vntools.base.errors import DataFault, UsageFault, VntoolsError, first_three
 from vntools.models.arch import Architecture, Preprocessing
 from vntools.models.archive import Archive, open_archive
 from vntools.models.inference import Arguments, Form, form_of, infer, read_arguments
@@ -40,8 +40,8 @@ class Checkpoint:
     """A network's weights, ready to use, and what the file says of them.
 
     Attributes:
-        state: float32, contiguous, with the names of ``form``; mapped from the file where it holds
-            them so. ``num_batches_tracked`` is left out.
+        state: float32, contiguous, with the names of ``form``; mapped from the file where it
+            holds them so. ``num_batches_tracked`` is left out.
         key_used: the key whose weights these are; None where they lie bare in the file.
         args: the fields of the file's ``args`` that were read.
         notes: what was chosen or converted, for the user to read.
@@ -79,12 +79,12 @@ def load_checkpoint(
 
     Raises:
         NoInput, NoPermission: the file cannot be opened.
-        UsageFault: ``ckpt.key`` (not in the file), ``ckpt.arch_unknown`` (the file fits several
-            architectures), ``ckpt.image_size``.
-        DataFault: the file is damaged (``vntools.models.archive``), or its weights are not those
-            of one VanillaNet: ``ckpt.format``, ``ckpt.keys``, ``ckpt.tensor``, ``ckpt.mixed``,
-            ``ckpt.arch``, ``ckpt.shape``, ``ckpt.classes``, ``ckpt.args``, ``ckpt.crc``,
-            ``ckpt.nonfinite``, ``ckpt.overflow``, ``ckpt.variance``.
+        UsageFault: ``ckpt.key`` (not in the file), ``ckpt.arch_unknown`` (the file
+            fits several architectures), ``ckpt.image_size``.
+        DataFault: the file is damaged (``vntools.models.archive``), or its weights are not
+            those of one VanillaNet: ``ckpt.format``, ``ckpt.keys``, ``ckpt.tensor``,
+            ``ckpt.mixed``, ``ckpt.arch``, ``ckpt.shape``, ``ckpt.classes``, ``ckpt.args``,
+            ``ckpt.crc``, ``ckpt.nonfinite``, ``ckpt.overflow``, ``ckpt.variance``.
     """
     archive = open_archive(path)
     try:
@@ -116,9 +116,9 @@ def _interpret(
     notes.append(why)
     _check_names_and_shapes(tensors, _skeleton(arch, form))
     state, warnings = _read(archive, tensors)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"})
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}
     if dtypes:
-        notes.append(f"converted {' and '.join(dtypes)} weights to float32")
+        notes.append(f"converted {' and '.join(sorted(dtypes))} weights to float32")
     lambda_ = _lambda_info(content if used is not None else None, form, args)
     if lambda_.assumed:
         text = "the file does not say its epoch and decay_epochs; lambda is assumed to be 1"
@@ -178,9 +178,9 @@ def _skeleton(arch: Architecture, form: Form) -> nn.Module:
 def _choose(
     content: object, key: str | None
 ) -> tuple[str | None, Mapping[object, object], list[str]]:
-    """The key used (None for a bare state dict), the weights under it, and what to say of it."""
+    """The key used (None for a bare state dict), the weights under it, and a note."""
     if not isinstance(content, Mapping):
-        raise DataFault("ckpt.format", "holds no dict of weights", hint="re-save its state dict")
+        raise DataFault("ckpt.format", "holds no dict of weights")
     present = [
         k
         for k, v in content.items()
@@ -200,7 +200,7 @@ def _choose(
         return None, content, ["using the bare state dict"]
     hint = f"--key names one of: {first_three(present)}" if present else ""
     keys = first_three(str(k)[:50] for k in content if isinstance(k, str))
-    raise DataFault("ckpt.format", f"has no weights under a known key; keys: {keys}", hint=hint)
+    raise DataFault("ckpt.format", f"has no weights under a known key: {keys}", hint=hint)
 
 
 def _check_tensors(raw: Mapping[object, object]) -> dict[str, Tensor]:
@@ -208,18 +208,17 @@ def _check_tensors(raw: Mapping[object, object]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in raw.items():
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise DataFault("ckpt.keys", f"has a key that is no parameter name: {str(name)[:50]}")
-        if type(value) not in (Tensor, nn.Parameter):
-            kind = type(value).__name__
-            raise DataFault("ckpt.keys", f"{name} is a {printable(kind)}, not a tensor")
-        assert isinstance(value, Tensor)
+            raise DataFault("ckpt.keys", f"has a key that names no weight: {str(name)[:50]}")
+        if not isinstance(value, Tensor):
+            raise DataFault("ckpt.keys", f"{name} is a {type(value).__name__}, not a tensor")
         counter = name.endswith(_COUNTER)
         plain = value.layout == torch.strided and value.device.type == "cpu"
         if not plain or value.dtype not in ((torch.int64,) if counter else _FLOATS):
             raise DataFault("ckpt.tensor", f"{name} is a {value.dtype} {value.layout} tensor")
-        claimed, stored = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+        claimed = value.numel() * value.element_size()
+        stored = value.untyped_storage().nbytes()
         if claimed > stored:
-            raise DataFault("ckpt.tensor", f"{name} claims {claimed} bytes but stores {stored}")
+            raise DataFault("ckpt.tensor", f"{name} claims {claimed} bytes, stores {stored}")
         if not counter:
             tensors[name] = value.detach()
     return tensors
@@ -231,16 +230,16 @@ def _strip_prefixes(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
     while found := next((p for p in _PREFIXES if any(n.startswith(p) for n in tensors)), None):
         without = [n for n in tensors if not n.startswith(found)]
         if without:
-            raise DataFault(
-                "ckpt.keys", f"only some keys have the prefix {found!r}: not {first_three(without)}"
-            )
+            why = f"only some keys have the prefix {found!r}; not {first_three(without)}"
+            raise DataFault("ckpt.keys", why)
         tensors = {n.removeprefix(found): t for n, t in tensors.items()}
         stripped.append(found)
     return tensors, stripped
 
 
 def _check_names_and_shapes(tensors: dict[str, Tensor], skeleton: nn.Module) -> None:
-    expected = {n: t.shape for n, t in skeleton.state_dict().items() if not n.endswith(_COUNTER)}
+    shapes = {n: t.shape for n, t in skeleton.state_dict().items()}
+    expected = {n: s for n, s in shapes.items() if not n.endswith(_COUNTER)}
     for problem, names in (
         ("missing", [n for n in expected if n not in tensors]),
         ("unexpected", [n for n in tensors if n not in expected]),
@@ -256,53 +255,47 @@ def _check_names_and_shapes(tensors: dict[str, Tensor], skeleton: nn.Module) -> 
         raise DataFault("ckpt.shape", first_three(misshapen))
 
 
-@dataclass(frozen=True)
-class _Read:
-    """One tensor read from the file, and how many of its values are faulty."""
-
-    tensor: Tensor
-    not_finite: int
-    overflowed: int
-    negative: int
-    tiny: int
+_FAULTS = {
+    "ckpt.nonfinite": "NaN or infinite values in",
+    "ckpt.overflow": "values beyond float32 in",
+    "ckpt.variance": "negative running variances in",
+}
 
 
-def _read_one(archive: Archive, item: tuple[str, Tensor]) -> _Read:
+def _read_one(archive: Archive, item: tuple[str, Tensor]) -> tuple[Tensor, dict[str, int]]:
+    """A tensor in float32, and how many of its values have which fault."""
     name, stored = item
     archive.check_storage(name, stored)
     tensor = stored.to(torch.float32).contiguous()
-    bad = lost = negative = tiny = 0
+    counts: dict[str, int] = {}
     # A sum is much faster than isfinite, and is finite only if every value is.
     if not torch.isfinite(tensor.sum()):
         bad = int((~torch.isfinite(stored)).sum())
-        lost = int((~torch.isfinite(tensor)).sum()) - bad
+        counts["ckpt.nonfinite"] = bad
+        counts["ckpt.overflow"] = int((~torch.isfinite(tensor)).sum()) - bad
     if name.endswith(".running_var"):
-        negative = int((tensor < 0).sum())
-        tiny = int((tensor < _TINY_VARIANCE).sum()) - negative
-    return _Read(tensor, bad, lost, negative, tiny)
+        counts["ckpt.variance"] = int((tensor < 0).sum())
+        counts["ckpt.variance_small"] = int((tensor < _TINY_VARIANCE).sum())
+    return tensor, counts
 
 
 def _read(
     archive: Archive, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
-    """The weights in float32, checked value by value, and warnings."""
+    """The weights in float32, every value looked at, and warnings."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        read = dict(zip(tensors, pool.map(partial(_read_one, archive), tensors.items())))
-
-    def refuse(code: str, what: str, counts: dict[str, int]) -> None:
-        listed = first_three(f"{n} ({count})" for n, count in counts.items() if count)
-        if listed:
-            raise DataFault(code, f"{what}: {listed}", hint="the weights are damaged")
-
-    refuse("ckpt.nonfinite", "NaN or infinite values in", {n: r.not_finite for n, r in read.items()})
-    refuse("ckpt.overflow", "values beyond float32 in", {n: r.overflowed for n, r in read.items()})
-    refuse("ckpt.variance", "negative variances in", {n: r.negative for n, r in read.items()})
-    tiny = sum(r.tiny for r in read.values())
-    warnings = []
+        results = pool.map(partial(_read_one, archive), tensors.items())
+        read = dict(zip(tensors, results, strict=True))
+    for code, what in _FAULTS.items():
+        faulty = [f"{n} ({c[code]})" for n, (_, c) in read.items() if c.get(code)]
+        if faulty:
+            raise DataFault(code, f"{what} {first_three(faulty)}")
+    tiny = sum(c.get("ckpt.variance_small", 0) for _, c in read.values())
+    warnings: list[tuple[str, str]] = []
     if tiny:
         text = f"{tiny} channels have a running variance below {_TINY_VARIANCE}: dead channels"
         warnings.append(("ckpt.variance_small", text))
-    return {n: r.tensor for n, r in read.items()}, warnings
+    return {n: t for n, (t, _) in read.items()}, warnings
 
 
 def _lambda_info(content: object, form: Form, args: Arguments) -> LambdaInfo:

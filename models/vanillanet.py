@@ -1,9 +1,9 @@
 """VanillaNet in its two forms, with the state-dict keys of the released checkpoints.
 
 ``VanillaNet`` is what is trained: two convolutions, each with BatchNorm, and between them an
-activation that fades to the identity. ``DeployVanillaNet`` is the network that is left of it: one
-convolution a layer. They are two classes; what turns one into the other is algebra on the ONNX
-graph, in ``vntools.export``.
+activation that fades to the identity. ``DeployVanillaNet`` is the network that is left of it:
+one convolution a layer. They are two classes; what turns one into the other is algebra on the
+ONNX graph, in ``vntools.export``.
 
 Source: Chen et al. 2023, "VanillaNet: the Power of Minimalism in Deep Learning", sec. 3.
 """
@@ -18,9 +18,11 @@ __all__ = [
     "initialize",
 ]
 
+from itertools import pairwise
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vntools.models.arch import Architecture
 
@@ -28,10 +30,11 @@ _BN_EPS = 1e-6
 
 
 class FadingActivation(nn.Module):
-    """The activation that deep training removes: A'(x) = (1 - lambda) relu(x) + lambda x (Eq. 1).
+    """The activation that deep training removes (Eq. 1).
 
-    That is a leaky ReLU of negative slope lambda. It is always written as one, so that the traced
-    graph shows the slope; a slope of exactly 1 is what makes two convolutions mergeable.
+    A'(x) = (1 - lambda) relu(x) + lambda x is a leaky ReLU of negative slope lambda. It is always
+    written as one, so that the traced graph shows the slope; a slope of exactly 1 is what lets
+    two convolutions be merged.
     """
 
     def __init__(self, activation_lambda: float = 1.0) -> None:
@@ -39,11 +42,14 @@ class FadingActivation(nn.Module):
         self.activation_lambda = activation_lambda
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.activation_lambda)
+        """``x`` with negative values times lambda; any shape."""
+        return functional.leaky_relu(x, self.activation_lambda)
 
 
 class SeriesActivation(nn.Module):
-    """The series activation of the training form (Eq. 6): ReLU, depthwise convolution, BatchNorm.
+    """The series activation of the training form (Eq. 6).
+
+    ReLU, a depthwise convolution without bias, BatchNorm, whose shift is the equation's b.
 
     Args:
         channels: C; input and output are (N, C, H, W).
@@ -57,12 +63,17 @@ class SeriesActivation(nn.Module):
         self.n = n
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(F.relu(x), self.weight, padding=self.n, groups=self.weight.shape[0])
-        return self.bn(y)
+        """(N, C, H, W) to (N, C, H, W)."""
+        return self.bn(_depthwise(x, self.weight, None, padding=self.n))
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
+    rectified = functional.relu(x)
+    return functional.conv2d(rectified, weight, bias, padding=padding, groups=weight.shape[0])
 
 
 class _DeploySeriesActivation(nn.Module):
-    """The series activation with its BatchNorm folded into the depthwise convolution's bias."""
+    """The series activation with its BatchNorm folded into the depthwise convolution."""
 
     def __init__(self, channels: int, n: int) -> None:
         super().__init__()
@@ -71,9 +82,7 @@ class _DeploySeriesActivation(nn.Module):
         self.n = n
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            F.relu(x), self.weight, self.bias, padding=self.n, groups=self.weight.shape[0]
-        )
+        return _depthwise(x, self.weight, self.bias, padding=self.n)
 
 
 def _conv_bn(
@@ -120,8 +129,10 @@ class _DeployBlock(nn.Module):
 
 
 def _blocks(arch: Architecture, block: type[_Block] | type[_DeployBlock]) -> nn.ModuleList:
-    shapes = zip(arch.dims, arch.dims[1:], arch.strides, arch.adaptive)
-    return nn.ModuleList(block(i, o, arch.activation_n, _pool(s, a)) for i, o, s, a in shapes)
+    shapes = zip(pairwise(arch.dims), arch.strides, arch.adaptive, strict=True)
+    return nn.ModuleList(
+        block(i, o, arch.activation_n, _pool(s, a)) for (i, o), s, a in shapes
+    )
 
 
 class VanillaNet(nn.Module):
@@ -161,6 +172,7 @@ class VanillaNet(nn.Module):
                 module.activation_lambda = float(value)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, S, S) images to (N, classes) logits."""
         x = self.stem2(self.stem_fade(self.stem1(x)))
         for stage in self.stages:
             x = stage(x)
@@ -179,10 +191,13 @@ class DeployVanillaNet(nn.Module):
         )
         self.stages = _blocks(arch, _DeployBlock)
         self.cls = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Dropout(0.0), nn.Conv2d(arch.dims[-1], arch.num_classes, 1)
+            nn.AdaptiveAvgPool2d(1),
+            nn.Dropout(0.0),
+            nn.Conv2d(arch.dims[-1], arch.num_classes, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, S, S) images to (N, classes) logits."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -192,7 +207,8 @@ class DeployVanillaNet(nn.Module):
 def initialize(network: VanillaNet, *, generator: torch.Generator) -> None:
     """Draw the weights that training starts from: truncated normal, biases zero.
 
-    The paper's Table 8 gives a deviation of 0.2; the released code and the networks here use 0.02.
+    The paper's Table 8 gives a deviation of 0.2; the released code and the networks here use
+    0.02.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | SeriesActivation):

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["FoldBatchNorm"]
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from vntools.export.affine import Array, Refused, apply, macs, parameters_of, scale_channels
 from vntools.export.graph import (
+    convolution,
     int_attribute,
     is_op,
     only_consumer,
@@ -27,6 +28,7 @@ from vntools.export.rewrite import (
     Skip,
     exact,
     probe_error,
+    probed_channels,
     set_convolution,
     take_over,
 )
@@ -72,26 +74,34 @@ class FoldBatchNorm(GraphPass):
         if not np.all(var + epsilon > 0):
             raise Refused("var + epsilon is not positive")
         unfolded = exact(conv)
-        old = unfolded()
         scale = gamma / np.sqrt(var + epsilon)
         shift = beta - mean * scale
-        new = scale_channels(old, scale, shift)
-
-        def training(x: Array) -> Array:
-            column = (1, -1) + (1,) * old.axes
-            centred = apply(old, x) - mean.reshape(column)
-            spread = np.sqrt(var + epsilon).reshape(column)
-            return centred / spread * gamma.reshape(column) + beta.reshape(column)
-
-        error = probe_error(training, new, name=norm.name or "")
-        size = spatial_size(conv.inputs[0], old.axes)
-        cost = None if size is None else macs(old, *size)
-        names = (conv.name or "", norm.name or "")
-        set_convolution(conv, lambda: scale_channels(unfolded(), scale, shift), new)
+        shape = convolution(conv, weights=False)
+        name = norm.name or ""
+        rows = probed_channels(shape, name)
+        part = exact(conv, rows)()
+        statistics = tuple(a[rows] for a in (gamma, beta, mean, var + epsilon))
+        error = probe_error(
+            lambda x: _normalize(apply(part, x), *statistics),
+            scale_channels(part, scale[rows], shift[rows]),
+            name=name,
+        )
+        size = spatial_size(conv.inputs[0], shape.axes)
+        cost = None if size is None else macs(shape, *size)
+        names = (conv.name or "", name)
+        folded = replace(shape, bias=shape.bias * scale + shift)
+        set_convolution(conv, lambda: scale_channels(unfolded(), scale, shift), folded)
         take_over(conv.outputs[0], norm.outputs[0])
         constants = tuple(norm.inputs[1:])
         graph.remove(norm, safe=True)
         for value in constants:
             remove_dead(graph, value)
-        parameters = parameters_of(old) + 4 * gamma.size, parameters_of(new)
+        parameters = parameters_of(shape) + 4 * gamma.size, parameters_of(shape)
         return Rewrite(self.name, names, names[0], *parameters, cost, cost, error)
+
+
+def _normalize(y: Array, gamma: Array, beta: Array, mean: Array, spread: Array) -> Array:
+    """BatchNormalization as its definition has it; spread is var + eps."""
+    column = (1, -1) + (1,) * (y.ndim - 2)
+    scaled = (y - mean.reshape(column)) / np.sqrt(spread).reshape(column)
+    return scaled * gamma.reshape(column) + beta.reshape(column)

@@ -15,6 +15,7 @@ from vntools.export.affine import (
     AffineConv,
     Refused,
     apply,
+    channels_of,
     compose,
     macs,
     output_size,
@@ -28,7 +29,9 @@ from vntools.export.rewrite import (
     Rewrite,
     Skip,
     exact,
+    materialize,
     probe_error,
+    probed_channels,
     set_convolution,
 )
 
@@ -72,9 +75,12 @@ class MergeConvs(GraphPass):
         first, second = make_inner(), make_outer()
         new = compose(second, first)
         name = outer.name or ""
-        error = probe_error(lambda x: apply(second, apply(first, x)), new, name=name)
+        rows = probed_channels(second, name)
+        part = channels_of(second, rows)
+        error = probe_error(lambda x: apply(part, apply(first, x)), channels_of(new, rows), name=name)
         outer.replace_input_with(0, inner.inputs[0])
         set_convolution(outer, lambda: compose(make_outer(), make_inner()), new)
+        materialize(outer, new)
         constants = tuple(inner.inputs[1:])
         graph.remove(inner, safe=True)
         for value in constants:

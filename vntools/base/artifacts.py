@@ -1,9 +1,10 @@
 """Artifacts on disk: hashes, seals, sidecars, and publishing whole or not at all.
 
-Each artifact carries the SHA-256 of the one before it. An ONNX file ends with its own seal: the
-metadata property ``vntools.sha256``, the digest of every byte before it (protobuf parsers accept
-repeated fields in any order, so the property can be appended to the serialised model). A plan has a
-sidecar ``NAME.plan.json``. Both tell a file that vntools wrote from any other, without parsing it.
+Each artifact carries the SHA-256 of the one before it. An ONNX file ends with its own seal:
+the metadata property ``vntools.sha256``, the digest of every byte before it (protobuf parsers
+accept repeated fields in any order, so the property can be appended to the serialised model).
+A plan has a sidecar ``NAME.plan.json``. Both tell a file that vntools wrote from any other,
+without parsing it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,7 @@ from typing import IO, Any
 from vntools.base.errors import (
     CannotCreate,
     DataFault,
+    IoFault,
     NoInput,
     UsageFault,
     VntoolsError,
@@ -57,9 +60,25 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
+    with _open_regular(path) as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading; a FIFO or a device is refused and never waited for."""
     try:
-        with open(path, "rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        raise from_os_error(e, path, writing=False) from e
+    except ValueError as e:
+        raise NoInput("input.missing", "not a file name", path=path) from e
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NoInput("input.not_regular", "not a regular file", path=path)
+    try:
+        with os.fdopen(fd, "rb") as f:
+            yield f
     except OSError as e:
         raise from_os_error(e, path, writing=False) from e
 
@@ -71,36 +90,27 @@ def require_file(path: str | os.PathLike[str]) -> Path:
         NoInput: absent (``input.missing``) or not regular (``input.not_regular``).
         NoPermission: unreadable.
     """
-    try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise NoInput("input.not_regular", "not a regular file", path=path)
-        with open(path, "rb"):
-            pass
-    except OSError as e:
-        raise from_os_error(e, path, writing=False) from e
-    except ValueError as e:
-        raise NoInput("input.missing", "not a file name", path=path) from e
-    return Path(path)
+    with _open_regular(path):
+        return Path(path)
 
 
 def read_input(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file; errors as :func:`require_file`."""
-    require_file(path)
-    try:
-        return Path(path).read_bytes()
-    except OSError as e:
-        raise from_os_error(e, path, writing=False) from e
+    with _open_regular(path) as f:
+        return f.read()
 
 
 def _seal_field(digest: str) -> bytes:
-    """``metadata_props { key: SEAL_KEY value: digest }`` of a ModelProto (field 14), on the wire."""
-    key = SEAL_KEY.encode()
-    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(digest)]) + digest.encode()
-    return b"\x72" + bytes([len(entry)]) + entry
+    """``metadata_props { key: SEAL_KEY value: digest }`` of a ModelProto, on the wire."""
+
+    def field(number: int, content: bytes) -> bytes:  # of wire type 2, shorter than 128 bytes
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    return field(14, field(1, SEAL_KEY.encode()) + field(2, digest.encode()))
 
 
-_SEAL_LENGTH = len(_seal_field("0" * 64))
+_SEAL_LENGTH = len(_seal_field("0" * 64))  # bytes
+_SEAL_PREFIX = _seal_field("0" * 64)[:-64]
 
 
 def seal(onnx_bytes: bytes) -> bytes:
@@ -110,27 +120,21 @@ def seal(onnx_bytes: bytes) -> bytes:
 
 def sealed(path: str | os.PathLike[str]) -> bool:
     """Whether an ONNX file ends with a seal that matches its bytes."""
-    try:
-        size = os.stat(path).st_size - _SEAL_LENGTH
-        if size < 0:
+    with contextlib.suppress(VntoolsError), _open_regular(path) as f:
+        left = os.fstat(f.fileno()).st_size - _SEAL_LENGTH
+        if left < 0:
+            return False
+        f.seek(left)
+        tail = f.read()
+        if not tail.startswith(_SEAL_PREFIX):
             return False
         digest = hashlib.sha256()
-        with open(path, "rb") as f:
-            f.seek(size)
-            tail = f.read()
-            if not tail.startswith(_seal_field("")[:2][:1]) or SEAL_KEY.encode() not in tail:
-                return False
-            f.seek(0)
-            left = size
-            while left:
-                piece = f.read(min(_CHUNK, left))
-                if not piece:
-                    return False
-                digest.update(piece)
-                left -= len(piece)
+        f.seek(0)
+        while left and (piece := f.read(min(_CHUNK, left))):
+            digest.update(piece)
+            left -= len(piece)
         return tail == _seal_field(digest.hexdigest())
-    except (OSError, ValueError):
-        return False
+    return False
 
 
 def sidecar_path(plan: str | os.PathLike[str]) -> Path:
@@ -154,9 +158,11 @@ def read_sidecar(plan: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(read_input(path))
-        if not (isinstance(record, dict) and record["schema"] == 1 and len(record["sha256"]) == 64):
+        if not (
+            isinstance(record, dict) and record["schema"] == 1 and len(record["sha256"]) == 64
+        ):
             raise ValueError
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DataFault(
             "plan.manifest",
             "not a sidecar that vntools wrote",
@@ -167,7 +173,7 @@ def read_sidecar(plan: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _ours(path: Path) -> bool:
-    """Whether vntools wrote the file: a sealed ONNX model, a plan or sidecar whose hashes match."""
+    """Whether vntools wrote the file: a sealed ONNX model, a plan beside its sidecar."""
     if path.name.endswith(".plan.json"):
         with contextlib.suppress(VntoolsError):
             return read_sidecar(path.with_suffix("")) is not None
@@ -181,15 +187,19 @@ def _ours(path: Path) -> bool:
 
 
 def check_output(
-    path: str | os.PathLike[str], *, force: bool, inputs: tuple[str | os.PathLike[str], ...] = ()
+    path: str | os.PathLike[str],
+    *,
+    force: bool,
+    inputs: tuple[str | os.PathLike[str], ...] = (),
 ) -> Path:
     """``path``, if it can be written at the end of the work; called before the work begins.
 
-    An existing file is replaced when vntools wrote it and it is unchanged since, or with ``force``.
+    An existing file is replaced when vntools wrote it as it is now, or with ``force``.
 
     Raises:
         UsageFault: it is one of ``inputs``.
-        CannotCreate: it is a folder, its folder is missing, or it exists and is not ours.
+        CannotCreate: it is a folder or a device, its folder is missing, or it exists and is
+            not ours.
         NoPermission: its folder cannot be written.
     """
     try:
@@ -201,10 +211,14 @@ def check_output(
             )
         if target.is_dir() or os.fspath(path).endswith("/"):
             raise CannotCreate("out.is_folder", "is a folder", hint="name a file", path=path)
+        if target.exists() and not target.is_file():
+            raise CannotCreate("out.not_regular", "is not a regular file", path=path)
         for other in inputs:
             if os.path.exists(other) and target.exists() and os.path.samefile(other, target):
                 raise UsageFault(
-                    "out.is_input", f"--out would overwrite the input {quoted(other)}", path=path
+                    "out.is_input",
+                    f"--out would overwrite the input {quoted(other)}",
+                    path=path,
                 )
         if not os.access(folder, os.W_OK | os.X_OK):
             raise from_os_error(OSError(errno.EACCES, ""), path, writing=True)
@@ -222,16 +236,39 @@ def check_output(
     return target
 
 
+def _temp_stem(target: Path) -> str:
+    """What the names of the temporaries of ``target`` begin with, cut to leave room."""
+    return os.fsdecode(b"." + os.fsencode(target.name)[:200] + b".")
+
+
 def _sweep(target: Path) -> None:
     """Remove temporaries of ``target`` that no living process holds a lock on."""
-    for old in target.parent.glob(f".{target.name[:200]}.*{_TEMP_SUFFIX}"):
+    stem = _temp_stem(target)
+    for name in os.listdir(target.parent):
+        if not (name.startswith(stem) and name.endswith(_TEMP_SUFFIX)):
+            continue
         with contextlib.suppress(OSError):
-            fd = os.open(old, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(target.parent / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(old)
+                os.unlink(target.parent / name)
             finally:
                 os.close(fd)
+
+
+def _open_temp(target: Path) -> tuple[Path, int]:
+    """A new, locked file beside ``target``: its path and descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        temp = target.parent / f"{_temp_stem(target)}{secrets.token_hex(6)}{_TEMP_SUFFIX}"
+        fd = os.open(temp, flags, 0o666)
+        with contextlib.suppress(
+            OSError
+        ):  # a file system without locks: nothing is swept there
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return temp, fd
+        os.close(fd)  # another process swept it between the two calls
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -248,24 +285,21 @@ def published(
 ) -> Iterator[IO[bytes]]:
     """Open a file that appears under ``path`` whole when the block ends, or not at all.
 
-    The bytes go to a locked temporary in the same folder, are synchronised, and are linked (or,
-    where a file may be replaced, renamed) into place. ``size_hint`` bytes are reserved first, so a
-    full disk is found before the work of writing. Whether an existing file may be replaced is
-    decided as in :func:`check_output`.
+    The bytes go to a locked temporary in the same folder, are synchronised, and are linked
+    (or, where a file may be replaced, renamed) into place. ``size_hint`` bytes are reserved
+    first, so a full disk is found before the work of writing; the file ends where the block
+    leaves off. Whether an existing file may be replaced is decided as in :func:`check_output`.
     """
     target = check_output(path, force=force)
-    replace = target.exists()
-    temp = target.parent / f".{target.name[:200]}.{secrets.token_hex(6)}{_TEMP_SUFFIX}"
+    replaced = target.exists()
     try:
         _sweep(target)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temp, flags, 0o666)
+        temp, fd = _open_temp(target)
     except OSError as e:
         raise from_os_error(e, path, writing=True) from e
     try:
         with os.fdopen(fd, "w+b") as f:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if replace:
+            if replaced:
                 os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
             if size_hint:
                 os.posix_fallocate(fd, 0, size_hint)
@@ -273,16 +307,29 @@ def published(
             f.flush()
             os.ftruncate(fd, f.tell())
             os.fsync(fd)
-            if replace:
+            if force or replaced:
                 os.replace(temp, target)
             else:
                 _link_new(temp, target)
         _fsync_folder(target.parent)
     except OSError as e:
+        if e.errno == errno.ENOSPC and size_hint:
+            raise _no_space(target, size_hint) from e
         raise from_os_error(e, path, writing=True) from e
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temp)
+
+
+def _no_space(target: Path, size_bytes: int) -> IoFault:
+    """The disk is full, in megabytes asked for and free."""
+    free = shutil.disk_usage(target.parent).free / 1e6
+    return IoFault(
+        "out.space",
+        f"needs {size_bytes / 1e6:.1f} MB, {free:.1f} MB free",
+        hint="free some space or write elsewhere",
+        path=target,
+    )
 
 
 def _link_new(temp: Path, target: Path) -> None:
@@ -298,4 +345,8 @@ def _link_new(temp: Path, target: Path) -> None:
             raise
         # A file system without hard links: claim the name, then rename over the claim.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        os.replace(temp, target)
+        try:
+            os.replace(temp, target)
+        except BaseException:
+            os.unlink(target)
+            raise

@@ -13,8 +13,8 @@
     |-- NoPermission    77   permission or trust
     `-- Interrupted    130   SIGINT and its kin: 128 + signal
 
-Statuses 65 to 77 are those of BSD's sysexits.h. An error has a code (public, never reused), one
-line that says what, where and why, and a hint that says what to do next.
+Statuses 65 to 77 are those of BSD's sysexits.h. An error has a code (public, never reused),
+one line that says what, where and why, and a hint that says what to do next.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from collections.abc import Iterable
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters and undecodable bytes escaped, for one line of a terminal."""
+    """``text`` as one line of a terminal: control characters, undecodable bytes escaped."""
     shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown
@@ -77,7 +77,12 @@ class VntoolsError(Exception):
     exit_status: int = 70
 
     def __init__(
-        self, code: str, message: str, *, hint: str = "", path: str | os.PathLike[str] | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str = "",
+        path: str | os.PathLike[str] | None = None,
     ) -> None:
         self.code = code
         self.message = message
@@ -86,7 +91,7 @@ class VntoolsError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """Message, path and hint in one line of at most 300 characters (a path is never cut)."""
+        """Path, message and hint in one line; all but the path within 300 characters."""
         where = f"{quoted(self.path)}: " if self.path is not None else ""
         text = printable(self.message + (f"; {self.hint}" if self.hint else ""))
         return where + (text if len(text) <= 300 else text[:297] + "...")
@@ -161,7 +166,9 @@ class Interrupted(VntoolsError):
         self.exit_status = 128 + signum
 
 
-def from_os_error(error: OSError, path: str | os.PathLike[str], *, writing: bool) -> VntoolsError:
+def from_os_error(
+    error: OSError, path: str | os.PathLike[str], *, writing: bool
+) -> VntoolsError:
     """The error that an OSError means, by its errno and never by its text."""
     why = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -169,9 +176,9 @@ def from_os_error(error: OSError, path: str | os.PathLike[str], *, writing: bool
         return NoPermission(code, why, hint="check the owner and mode", path=path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return IoFault("out.space", why, hint="free some space or write elsewhere", path=path)
-    if not writing and error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if not writing and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return NoInput("input.missing", "no such file", path=path)
-    if not writing and error.errno in (errno.EISDIR, errno.ELOOP):
+    if not writing and error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
         return NoInput("input.not_regular", why, path=path)
     if writing and error.errno in (
         errno.ENOENT,

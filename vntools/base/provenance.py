@@ -1,4 +1,4 @@
-"""Where an artifact comes from: versions of the packages that had a hand in it, and the host."""
+"""Where an artifact comes from: versions of the packages with a hand in it, and the host."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ __all__ = ["host", "version_of", "versions"]
 import importlib.metadata
 import os
 import platform
+
+from vntools import __version__
 
 
 def version_of(distribution: str) -> str | None:
@@ -19,8 +21,7 @@ def version_of(distribution: str) -> str | None:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Versions of vntools and of those of ``distributions`` that are installed."""
-    found = {"vntools": version_of("vntools")}
-    found.update({d: version_of(d) for d in distributions})
+    found = {"vntools": __version__, **{d: version_of(d) for d in distributions}}
     return {k: v for k, v in found.items() if v is not None}
 
 
@@ -29,7 +30,9 @@ def host() -> dict[str, str | int]:
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as f:
-            model = next((s.split(":", 1)[1].strip() for s in f if s.startswith("model name")), model)
+            model = next(
+                (s.split(":", 1)[1].strip() for s in f if s.startswith("model name")), model
+            )
     except OSError:
         pass
     return {

@@ -1,9 +1,9 @@
 """The command line: ``vntools COMMAND``, one file of this package per command.
 
-A file ``build_engine.py`` holds a click command named ``command`` and is run by ``vntools
-build-engine``; files whose names begin with an underscore are no commands. A command file imports
-click alone at its top, so that ``vntools --help`` stays quick. Errors end in one place, here: one
-line on standard error and the exit status of the error's class.
+A file ``build_engine.py`` holds a click command named ``command``; ``vntools build-engine``
+runs it. Files whose names begin with an underscore are no commands. A command file imports
+click alone at its top, so that ``vntools --help`` stays quick. Errors end in one place, here:
+one line on standard error and the exit status of the error's class.
 """
 
 from __future__ import annotations
@@ -64,15 +64,18 @@ def _load(name: str) -> click.Command:
 class _Commands(click.Group):
     """A group whose commands are the files of this package, imported when asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names of all commands."""
         return list(_command_names())
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of a name, its file imported."""
         return _load(cmd_name) if cmd_name in _command_names() else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with the closest name where there is no such command."""
         name = args[0]
         if name not in _command_names() and not name.startswith("-"):
             near = difflib.get_close_matches(name, _command_names(), n=1, cutoff=0.5)
@@ -83,9 +86,8 @@ class _Commands(click.Group):
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
         """Run one command and exit; every error that leaves a command is reported here.
 
-        Args:
-            args: the words after ``vntools``; by default those of the process.
-            extra: ``obj``, a Console, in tests; click's other arguments mean nothing here.
+        Of click's arguments, ``args`` (the words after ``vntools``) and ``obj`` (a Console)
+        count.
         """
         words = list(sys.argv[1:] if args is None else args)
         console: Console = extra.get("obj") or Console()
@@ -105,7 +107,7 @@ class _Commands(click.Group):
             sys.stdout.flush()
         except SystemExit:
             raise
-        except BaseException as e:
+        except BaseException as e:  # noqa: BLE001 - a user never sees a traceback unasked
             console.json |= isinstance(e, click.UsageError) and "--json" in words
             status = _report(e, console, where)
         sys.exit(status)
@@ -121,7 +123,7 @@ def _report(caught: BaseException, console: Console, where: str) -> int:
     if isinstance(caught, click.exceptions.NoArgsIsHelpError):
         click.echo(caught.format_message(), err=True)
         return UsageFault.exit_status
-    error = _understood(caught)
+    error = _understood(caught, where)
     with contextlib.suppress(OSError):
         click.echo(f"{where}: error[{printable(error.code)}]: {error.line()}", err=True)
     try:
@@ -133,27 +135,29 @@ def _report(caught: BaseException, console: Console, where: str) -> int:
     return error.exit_status
 
 
-def _understood(caught: BaseException) -> VntoolsError:
+def _understood(caught: BaseException, where: str) -> VntoolsError:
     """The error of our tree that an exception amounts to."""
     if isinstance(caught, VntoolsError):
         return caught
     if isinstance(caught, click.ClickException):
         message = " ".join(caught.format_message().split()).rstrip(".")
-        ctx = caught.ctx if isinstance(caught, click.UsageError) else None
-        asked = ctx.command_path if ctx is not None else "vntools"
-        return UsageFault("usage", message, hint=f"see {asked} --help")
+        return UsageFault("usage", message, hint=f"see {where} --help")
     if isinstance(caught, KeyboardInterrupt):
         signum = caught.args[0] if caught.args else signal.SIGINT
         return Interrupted(signum if isinstance(signum, int) else signal.SIGINT)
     if isinstance(caught, click.Abort):
         return Interrupted(signal.SIGINT)
     if isinstance(caught, MemoryError) or getattr(caught, "errno", None) == errno.ENOMEM:
-        return TryLater("host.memory", "out of memory", hint="close other programs and try again")
+        return TryLater(
+            "host.memory", "out of memory", hint="close other programs and try again"
+        )
     if isinstance(caught, OSError):
         if isinstance(caught.filename, (str, bytes, os.PathLike)):
             return from_os_error(caught, os.fsdecode(caught.filename), writing=False)
         return IoFault("io", os.strerror(caught.errno) if caught.errno else str(caught))
-    if isinstance(caught, ModuleNotFoundError) and not (caught.name or "").startswith("vntools"):
+    if isinstance(caught, ModuleNotFoundError) and not (caught.name or "").startswith(
+        "vntools"
+    ):
         return Unavailable(
             "dependency.missing", f"no module {caught.name}", hint="run: pip install vntools"
         )
@@ -162,7 +166,7 @@ def _understood(caught: BaseException) -> VntoolsError:
 
 
 def _discard_stdout() -> None:
-    """Point standard output at /dev/null, so that what is still buffered fails no second time."""
+    """Point standard output at /dev/null, so that what is buffered fails no second time."""
     if sys.stdout is sys.__stdout__:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -177,13 +181,13 @@ def _discard_stdout() -> None:
 )
 @click.version_option(package.__version__, message="vntools %(version)s")
 def vntools() -> None:
-    """From a VanillaNet training checkpoint to a merged, verified ONNX graph and a TensorRT plan."""
+    """From a VanillaNet checkpoint to a merged, verified ONNX graph and a TensorRT plan."""
 
 
 def _open_standard_fds() -> None:
     """Open closed descriptors 0 to 2 on /dev/null.
 
-    Otherwise the next file opened gets the number 1 or 2, and what native code prints lands in it.
+    Otherwise the next file opened gets number 1 or 2, and what native code prints lands in it.
     """
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -191,7 +195,7 @@ def _open_standard_fds() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(fd, mode, closefd=False))
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115
 
 
 def _on_signal(signum: int, _frame: FrameType | None) -> NoReturn:

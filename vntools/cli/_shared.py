@@ -73,8 +73,8 @@ class Console:
     def result(self, record: dict[str, Any], text: str) -> None:
         """What the command found: ``record`` with --json, else ``text``; once per command.
 
-        The JSON document is printed when the command has ended, so that a failure after this call
-        still leaves one document, which then holds ``record`` and the error.
+        The JSON document is printed when the command has ended, so that a failure after this
+        call still leaves one document, which then holds ``record`` and the error.
 
         Raises:
             ValueError: ``record`` holds a number that JSON does not have (NaN, infinity).
@@ -85,8 +85,13 @@ class Console:
             click.echo(text)
 
     def document(self, error: VntoolsError | None = None) -> str:
-        """The one JSON document of a command: the record and warnings, or the error as well."""
-        document = {"ok": error is None, "schema": 1, **self._record, "warnings": self._warnings}
+        """The one JSON document of a command: record and warnings, and the error if any."""
+        document = {
+            "ok": error is None,
+            "schema": 1,
+            **self._record,
+            "warnings": self._warnings,
+        }
         if error is not None:
             document["error"] = {
                 "code": error.code,
@@ -125,7 +130,6 @@ class Console:
     def _open_bar(self) -> Iterator[Progress]:
         """The progress display; a phase inside a phase shares the one of the outer phase."""
         from rich.console import Console as RichConsole
-        from rich.markup import escape
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         if self._bar is not None:
@@ -201,6 +205,8 @@ def table(rows: Sequence[Sequence[str]], *, align: str) -> str:
     """
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
     return "\n".join(
-        "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)).rstrip()
+        "  ".join(
+            f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)
+        ).rstrip()
         for row in rows
     )

@@ -1,0 +1,180 @@
+"""Images to train and measure on: scikit-learn's digits, or a folder with a folder per class.
+
+Both are sequences of RGB images that go through the same preprocessing, so what is trained,
+calibrated and evaluated sees the same pixels.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Images", "digits", "image_folder"]
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vntools.base.errors import DataFault, NoInput
+from vntools.base.optional import require
+from vntools.models.arch import Preprocessing
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_MAX_PIXELS = 50_000_000
+_TEST_PART = 0.2
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, opened when they are asked for.
+
+    Attributes:
+        name: where they come from.
+        openers: one for each image; returns it in RGB.
+        labels: (len(openers),) class numbers.
+        classes: class names, in the order of the numbers.
+    """
+
+    name: str
+    openers: Sequence[Callable[[], Image.Image]]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.openers)
+
+    def batch(
+        self,
+        indices: Sequence[int] | NDArray[np.int64],
+        preprocessing: Preprocessing,
+        *,
+        augment: np.random.Generator | None = None,
+    ) -> NDArray[np.float32]:
+        """Preprocessed images, (len(indices), 3, image_size, image_size) float32.
+
+        Args:
+            indices: which images.
+            preprocessing: what they go through.
+            augment: crop a random 60 to 100 % of the area instead of the centre.
+
+        Raises:
+            DataFault: ``data.image``: an image cannot be read.
+        """
+        size = preprocessing.image_size
+        pixels = np.empty((len(indices), size, size, 3), np.uint8)
+        for row, index in zip(pixels, indices, strict=True):
+            image = self.openers[index]()
+            row[...] = _centre(image, preprocessing) if augment is None else _random(
+                image, preprocessing, augment
+            )
+        mean = np.asarray(preprocessing.mean, np.float32)
+        std = np.asarray(preprocessing.std, np.float32)
+        scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+    def _part(self, indices: NDArray[np.int64], name: str) -> Images:
+        openers = [self.openers[i] for i in indices]
+        return Images(f"{self.name}, {name}", openers, self.labels[indices], self.classes)
+
+    def split(self) -> tuple[Images, Images]:
+        """A training part, and a fifth for testing: always the same images."""
+        order = np.random.default_rng(_SPLIT_SEED).permutation(len(self))
+        tests = round(len(self) * _TEST_PART)
+        return self._part(order[tests:], "training part"), self._part(order[:tests], "test part")
+
+
+def digits() -> tuple[Images, Images]:
+    """Scikit-learn's 1797 handwritten digits, 8x8 pixels: a training and a test part.
+
+    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI repository.
+
+    Raises:
+        Unavailable: scikit-learn is not installed.
+    """
+    found = require("sklearn.datasets", extra="demo").load_digits()
+    # 16 grey levels above 0.
+    grey = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    openers = [partial(Image.fromarray(g).convert, "RGB") for g in grey]
+    labels = found.target.astype(np.int64)
+    return Images("digits", openers, labels, tuple("0123456789")).split()
+
+
+def image_folder(path: str | os.PathLike[str]) -> tuple[Images, Images]:
+    """JPEG and PNG images in one folder per class: a training and a test part.
+
+    The parts are the subfolders ``train`` and ``val`` where both exist; else a fifth of the images
+    is kept for testing. Classes are numbered in the order of their names.
+
+    Raises:
+        NoInput: no such folder.
+        DataFault: ``data.empty`` or ``data.classes``: no images, or ``val`` has other classes.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise NoInput("data.missing", "no such folder", path=path)
+    if not ((root / "train").is_dir() and (root / "val").is_dir()):
+        return _read_folder(root).split()
+    training, test = _read_folder(root / "train"), _read_folder(root / "val")
+    if training.classes != test.classes:
+        raise DataFault("data.classes", "train and val do not have the same classes", path=path)
+    return training, test
+
+
+def _read_folder(root: Path) -> Images:
+    folders = sorted((d for d in root.iterdir() if d.is_dir()), key=lambda d: os.fsencode(d.name))
+    files = [
+        (number, file)
+        for number, folder in enumerate(folders)
+        for file in sorted(folder.iterdir(), key=lambda f: os.fsencode(f.name))
+        if file.suffix.lower() in _SUFFIXES and file.is_file()
+    ]
+    if len(files) < 2 or len({number for number, _ in files}) < len(folders):
+        looked = " ".join(_SUFFIXES)
+        why = f"needs one folder per class with images ({looked}); found {len(files)} images"
+        raise DataFault("data.empty", why, path=root)
+    labels = np.array([number for number, _ in files], np.int64)
+    openers = [partial(_open, file) for _, file in files]
+    return Images(str(root), openers, labels, tuple(d.name for d in folders))
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        with Image.open(file, formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels")
+            return image.convert("RGB")
+    # What Pillow raises on a damaged image has no common class.
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as e:
+        raise DataFault("data.image", f"cannot be read as an image ({e})", path=file) from e
+
+
+def _centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The evaluation view: shorter side to ``image_size / crop_ratio``, then the centre."""
+    size = preprocessing.image_size
+    shorter = int(size / preprocessing.crop_ratio)
+    scale = shorter / min(image.size)
+    width, height = (max(shorter, int(side * scale)) for side in image.size)
+    resized = image.resize((width, height), _filter(preprocessing))
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _random(
+    image: Image.Image, preprocessing: Preprocessing, rng: np.random.Generator
+) -> Image.Image:
+    """A training view: 60 to 100 % of the area, anywhere, in the image's proportions."""
+    part = rng.uniform(0.6, 1) ** 0.5
+    width, height = image.width * part, image.height * part
+    left = rng.uniform(0, image.width - width)
+    top = rng.uniform(0, image.height - height)
+    size = preprocessing.image_size
+    box = (left, top, left + width, top + height)
+    return image.resize((size, size), _filter(preprocessing), box=box)
+
+
+def _filter(preprocessing: Preprocessing) -> Image.Resampling:
+    return Image.Resampling[preprocessing.interpolation.upper()]

@@ -1,0 +1,443 @@
+"""Files on disk: read whole, published whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vntools.base.artifacts import (
+    check_output,
+    published,
+    read_input,
+    read_sidecar,
+    require_file,
+    seal,
+    sha256_bytes,
+    sha256_file,
+    sidecar_path,
+    write_sidecar_bytes,
+)
+from vntools.base.errors import (
+    CannotCreate,
+    DataFault,
+    IoFault,
+    NoInput,
+    NoPermission,
+    UsageFault,
+    VntoolsError,
+)
+
+OURS = b"an old model" + seal(b"an old model")
+
+
+def publish(path: str | Path, data: bytes, *, force: bool = False, size_hint: int = 0) -> None:
+    with published(path, force=force, size_hint=size_hint) as f:
+        f.write(data)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("read", [read_input, require_file, sha256_file])
+class TestReading:
+    def test_absent(self, read: Callable[[Path], object], tmp_path: Path) -> None:
+        for name in ("absent", "no/folder", "x" * 300):
+            with pytest.raises(NoInput) as caught:
+                read(tmp_path / name)
+            assert caught.value.code == "input.missing"
+
+    def test_not_regular_is_refused_at_once(
+        self, read: Callable[[Path], object], tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        (tmp_path / "loop").symlink_to("loop")
+        for path in (tmp_path, tmp_path / "fifo", tmp_path / "loop", Path("/dev/null")):
+            with pytest.raises(NoInput) as caught:
+                read(path)
+            assert caught.value.code == "input.not_regular"
+
+    def test_a_name_with_nul(self, read: Callable[[str], object]) -> None:
+        with pytest.raises(NoInput):
+            read("a\0b")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_unreadable(self, read: Callable[[Path], object], tmp_path: Path) -> None:
+        path = tmp_path / "f"
+        path.touch(mode=0)
+        with pytest.raises(NoPermission):
+            read(path)
+
+
+def test_read_and_hash_agree(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"abc" * 1000)
+    assert require_file(path) == path
+    assert read_input(path) == b"abc" * 1000
+    assert sha256_file(path) == sha256_bytes(b"abc" * 1000)
+
+
+def test_refused_inputs_leave_no_open_file(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(NoInput):
+            read_input(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---------------------------------------------------------------------------------- sidecars
+
+
+def test_a_sidecar_reads_back(tmp_path: Path) -> None:
+    plan = tmp_path / "v.plan"
+    assert read_sidecar(plan) is None
+    record = {"schema": 1, "sha256": "0" * 64, "note": "ä"}
+    sidecar_path(plan).write_bytes(write_sidecar_bytes(record))
+    assert read_sidecar(plan) == record
+    assert sidecar_path(plan) == tmp_path / "v.plan.json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"schema": 2}',
+        b'{"schema": 1, "sha256": "ab"}',
+        b"\xff",
+        b"[" * 99999,
+    ],
+)
+def test_another_sidecar_is_refused(tmp_path: Path, content: bytes) -> None:
+    sidecar_path(tmp_path / "v.plan").write_bytes(content)
+    with pytest.raises(DataFault) as caught:
+        read_sidecar(tmp_path / "v.plan")
+    assert caught.value.code == "plan.manifest"
+
+
+# ------------------------------------------------------------------- whether it may be written
+
+
+def test_a_new_file(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        publish(tmp_path / "new", b"data", size_hint=100)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "new").read_bytes() == b"data"
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+    assert names(tmp_path) == ["new"]
+
+
+def test_our_own_model_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(OURS)
+    path.chmod(0o600)
+    publish(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_our_own_plan_and_sidecar_are_replaced(tmp_path: Path) -> None:
+    plan = tmp_path / "v.plan"
+    plan.write_bytes(b"plan")
+    record = {"schema": 1, "sha256": sha256_bytes(b"plan")}
+    sidecar_path(plan).write_bytes(write_sidecar_bytes(record))
+    publish(sidecar_path(plan), write_sidecar_bytes(record))
+    publish(plan, b"new")
+    with pytest.raises(CannotCreate):  # the sidecar is of another plan now
+        publish(plan, b"newer")
+
+
+@pytest.mark.parametrize("content", [b"", b"somebody's", OURS + b"\0", OURS[:-1]])
+def test_any_other_file_needs_force(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(content)
+    before = path.stat()
+    with pytest.raises(CannotCreate) as caught:
+        publish(path, b"new")
+    assert caught.value.code == "out.exists"
+    assert "--force" in caught.value.hint
+    assert path.read_bytes() == content
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    publish(path, b"new", force=True)
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["f"]
+
+
+def test_output_onto_input_is_a_usage_fault(tmp_path: Path) -> None:
+    source = tmp_path / "in.onnx"
+    source.write_bytes(OURS)
+    (tmp_path / "soft").symlink_to(source)
+    (tmp_path / "hard").hardlink_to(source)
+    for name in ("in.onnx", "soft", "hard"):
+        with pytest.raises(UsageFault, match="overwrite the input"):
+            check_output(tmp_path / name, force=True, inputs=(source,))
+    check_output(tmp_path / "other", force=False, inputs=(source, tmp_path / "absent"))
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "dangling").symlink_to("to come")
+    publish(tmp_path / "link", b"new", force=True)
+    publish(tmp_path / "dangling", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+    assert (tmp_path / "to come").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("no/such/folder", "out.folder"),
+        ("folder", "out.is_folder"),
+        ("new/", "out.is_folder"),
+        ("fifo", "out.not_regular"),
+        ("x" * 300, "out.create"),
+        ("a\0b", "out.create"),
+        ("file/below", "out.folder"),
+    ],
+)
+def test_what_cannot_be_created(tmp_path: Path, name: str, code: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    before = names(tmp_path)
+    with pytest.raises(CannotCreate) as caught:
+        publish(f"{tmp_path}/{name}", b"", force=True)
+    assert caught.value.code == code
+    assert names(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(NoPermission):
+        check_output(tmp_path / "f", force=False)
+
+
+def test_an_unwritable_folder_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(NoPermission) as caught:
+        check_output(tmp_path / "f", force=False)
+    assert caught.value.code == "out.permission"
+
+
+# ----------------------------------------------------------------------------- faults half-way
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError, DataFault])
+def test_a_block_that_fails_publishes_nothing(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(OURS)
+    error = DataFault("x", "y") if kind is DataFault else kind()
+    with pytest.raises(kind), published(path, force=False) as f:
+        f.write(b"half")
+        raise error
+    assert path.read_bytes() == OURS
+    assert names(tmp_path) == ["f"]
+
+
+CALLS = (
+    (os, "open"),
+    (os, "fsync"),
+    (os, "link"),
+    (os, "replace"),
+    (os, "ftruncate"),
+    (os, "fchmod"),
+    (os, "posix_fallocate"),
+    (os, "unlink"),
+    (fcntl, "flock"),
+)
+
+
+@pytest.mark.parametrize("kind", [OSError(errno.EIO, "shim"), KeyboardInterrupt()])
+@pytest.mark.parametrize("old", [None, OURS])
+def test_a_fault_in_any_system_call_leaves_the_old_or_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: BaseException, old: bytes | None
+) -> None:
+    left = [0]
+
+    def shim(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise kind
+            return real(*args, **kwargs)
+
+        return call
+
+    for module, name in CALLS:
+        monkeypatch.setattr(module, name, shim(getattr(module, name)))
+    faults = 0
+    for n in range(1, 40):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        path = folder / "f"
+        if old is not None:
+            path.write_bytes(old)
+        left[0] = n
+        try:
+            publish(path, b"new", size_hint=10)
+        except (VntoolsError, KeyboardInterrupt):
+            faults += 1
+            assert (path.read_bytes() if path.exists() else None) in (old, b"new")
+        else:
+            assert path.read_bytes() == b"new"
+        unfinished = left[0] <= 0
+        left[0] = 0
+        if not unfinished:
+            break
+    assert faults >= 5  # each of the calls was reached
+    assert n < 39
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with pytest.raises(CannotCreate, match="appeared"), published(path, force=False) as f:
+        f.write(b"late")
+        publish(path, b"early")
+    assert path.read_bytes() == b"early"
+    assert names(tmp_path) == ["f"]
+
+
+def test_with_force_the_last_whole_file_wins(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with published(path, force=True) as f:
+        f.write(b"late")
+        publish(path, b"early", force=True)
+    assert path.read_bytes() == b"late"
+
+
+def test_racing_writers_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    errors: list[BaseException] = []
+
+    def write(letter: bytes) -> None:
+        try:
+            for _ in range(10):
+                publish(path, letter * 5000, force=True)
+        except BaseException as e:  # noqa: BLE001 - shown below
+            errors.append(e)
+
+    threads = [threading.Thread(target=write, args=(bytes([65 + i]),)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert errors == []
+    content = path.read_bytes()
+    assert len(content) == 5000
+    assert len(set(content)) == 1
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    publish(tmp_path / "f", b"data")
+    assert (tmp_path / "f").read_bytes() == b"data"
+    with (
+        pytest.raises(CannotCreate),
+        published(tmp_path / "g", force=False),
+    ):
+        (tmp_path / "g").write_bytes(b"other")
+    assert (tmp_path / "g").read_bytes() == b"other"
+    assert names(tmp_path) == ["f", "g"]
+
+
+FULL = """
+import resource, sys
+from vntools.base.artifacts import published
+from vntools.base.errors import IoFault
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with published(sys.argv[1], force=True, size_hint=int(sys.argv[2])) as f:
+        f.write(bytes(1 << 20))
+except IoFault as e:
+    print(e.code, e.exit_status)
+"""
+
+
+@pytest.mark.parametrize("size_hint", [0, 1 << 20])
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, size_hint: int) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", FULL, path, str(size_hint)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "out.space 74\n"
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["f"]
+
+
+def test_no_space_says_how_much_is_needed_and_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(IoFault, match=r"needs 235\.0 MB, [0-9.]+ MB free"):
+        publish(tmp_path / "f", b"", size_hint=235_000_000)
+    assert names(tmp_path) == []
+
+
+HANGING = """
+import sys, time
+from vntools.base.artifacts import published
+with published(sys.argv[1], force=True) as f:
+    f.write(b"half"); f.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_file_and_its_temporary_is_swept(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "f[1]"  # a name that is also a glob
+    path.write_bytes(b"old")
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", HANGING, path], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        publish(path, b"mine", force=True)
+        assert len(names(tmp_path)) == 2  # the temporary of a living writer stays
+        writer.send_signal(signal.SIGKILL)
+    assert path.read_bytes() == b"mine"
+    assert len(names(tmp_path)) == 2
+    publish(path, b"next", force=True)
+    assert names(tmp_path) == ["f[1]"]
+    assert path.read_bytes() == b"next"
+
+
+def test_the_longest_names_work(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ä" * 127):
+        publish(tmp_path / name, b"data")
+        assert (tmp_path / name).read_bytes() == b"data"

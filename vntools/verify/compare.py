@@ -1,0 +1,115 @@
+"""Two sets of outputs side by side, and the gates that a comparison has to pass."""
+
+from __future__ import annotations
+
+__all__ = ["FLOAT32_FACTOR", "FLOAT32_FLOOR", "Comparison", "Tolerance", "compare", "relative_l2"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vntools.base.errors import CheckFailed
+
+FLOAT32_FACTOR = 8.0
+"""A rewritten float32 graph may be this many times as far from float64 as the unsimplified one:
+rounding depends on the order of sums, a wrong rewrite is off by orders of magnitude more."""
+
+FLOAT32_FLOOR = 1e-7
+"""The least that is allowed, about 2^-23: a graph that happens to be exact proves no bound."""
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far outputs may be from their reference.
+
+    Attributes:
+        max_relative_l2: of each output, over the whole batch.
+        same_top1: whether the largest logit of each sample must be the same one.
+        why: where the bound comes from.
+    """
+
+    max_relative_l2: float
+    same_top1: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far outputs are from their reference; the worst over all outputs and inputs.
+
+    Attributes:
+        relative_l2: ||got - want|| / ||want||.
+        max_abs: largest absolute difference.
+        top1_agreement: share of samples whose largest entry along axis 1 is the same one.
+        samples: how many samples that share is of.
+    """
+
+    relative_l2: float
+    max_abs: float
+    top1_agreement: float
+    samples: int
+
+    def require(self, tolerance: Tolerance, what: str) -> Comparison:
+        """This comparison, if it is within ``tolerance``.
+
+        Raises:
+            CheckFailed: ``verify.mismatch``.
+        """
+        # Written so that a NaN fails.
+        if not self.relative_l2 <= tolerance.max_relative_l2:
+            raise CheckFailed(
+                "verify.mismatch",
+                f"{what}: relative L2 error {self.relative_l2:.2e}, allowed "
+                f"{tolerance.max_relative_l2:.2e}",
+                hint="nothing was written",
+            )
+        if tolerance.same_top1 and not self.top1_agreement == 1.0:
+            raise CheckFailed(
+                "verify.mismatch",
+                f"{what}: top-1 agrees on {self.top1_agreement:.1%} of {self.samples} samples",
+                hint="nothing was written",
+            )
+        return self
+
+
+def relative_l2(got: NDArray[Any], want: NDArray[Any]) -> float:
+    """||got - want|| / ||want|| in float64; both (n, ..)."""
+    want64 = want.astype(np.float64, copy=False)
+    return float(np.linalg.norm((got - want64).ravel()) / np.linalg.norm(want64.ravel()))
+
+
+def compare(pairs: Sequence[tuple[Outputs, Outputs]], what: str) -> Comparison:
+    """Compare (got, want) output by output.
+
+    Raises:
+        CheckFailed: ``verify.empty`` (nothing to compare), ``verify.shape`` (an output is missing
+            or has another shape), ``verify.nonfinite``, ``verify.zero`` (the reference's norm is
+            zero, so it proves nothing).
+    """
+    worst_l2 = worst_abs = 0.0
+    same = samples = 0
+    for got, want in pairs:
+        for name, reference in want.items():
+            value = got.get(name)
+            if value is None or value.shape != reference.shape:
+                found = "is missing" if value is None else f"has shape {value.shape}"
+                raise CheckFailed(
+                    "verify.shape", f"{what}: {name} {found}, expected {reference.shape}"
+                )
+            if not (np.isfinite(value).all() and np.isfinite(reference).all()):
+                raise CheckFailed("verify.nonfinite", f"{what}: {name} is not finite")
+            if not reference.size or not np.any(reference):
+                raise CheckFailed("verify.zero", f"{what}: the reference of {name} is zero")
+            worst_l2 = max(worst_l2, relative_l2(value, reference))
+            worst_abs = max(worst_abs, float(np.abs(value - reference).max()))
+            if reference.ndim >= 2:
+                agree = value.argmax(axis=1) == reference.argmax(axis=1)
+                same, samples = same + int(agree.sum()), samples + agree.size
+    if not pairs or not any(want for _, want in pairs):
+        raise CheckFailed("verify.empty", f"{what}: there is no output to compare")
+    return Comparison(worst_l2, worst_abs, same / samples if samples else 1.0, samples)
