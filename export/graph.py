@@ -18,6 +18,7 @@ __all__ = [
     "stats",
     "symbolic_vector",
     "unique_name",
+    "without_weights",
 ]
 
 import math
@@ -41,6 +42,7 @@ _CONSTANT_FOLDABLE = frozenset(
 # somebody computes in the graph; such weights stay small in practice, and the bound keeps a hostile
 # Expand from filling the memory.
 _LARGEST_FOLDED = 1 << 26
+_LARGEST_SMALL = 256
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -346,3 +348,23 @@ def _node_macs(node: ir.Node) -> int | None:
         rows = [d for d in tuple(out)[1:-1] if isinstance(d, int)]
         return math.prod(int(d) for d in shape) * math.prod(rows)  # pyright: ignore[reportArgumentType]
     return 0
+
+
+def without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+    """A copy of ``model`` whose large initializers are inputs, and those initializers by name.
+
+    Other libraries then work on a graph of a few kilobytes and copy no weight. Constants of up to
+    256 elements (axes, shapes, scalars) stay, and so may take part in folding.
+    """
+    light, held = model.clone(), dict[str, ir.TensorProtocol]()
+    for name, value in list(light.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input() or value.is_graph_output():
+            continue
+        if math.prod(tensor.shape.numpy()) > _LARGEST_SMALL:
+            held[name] = tensor
+            del light.graph.initializers[name]
+            value.const_value = None
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+            light.graph.inputs.append(value)
+    return light, held

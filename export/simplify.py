@@ -4,15 +4,10 @@ from __future__ import annotations
 
 __all__ = ["tidy"]
 
-import math
-
 import onnx_ir as ir
 
 from vntools.base.errors import InternalFault
-
-# Elements; up to here a constant may take part in folding (shapes, axes, scalars). Larger ones are
-# weights: onnxsim sees them as inputs, so they are neither copied nor touched.
-_LARGEST_CONSTANT = 256
+from vntools.export.graph import without_weights
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -25,18 +20,7 @@ def tidy(model: ir.Model) -> ir.Model:
     """
     import onnxsim
 
-    held: dict[str, ir.TensorProtocol] = {}
-    light = model.clone()
-    for name, value in list(light.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or value.is_graph_input() or value.is_graph_output():
-            continue
-        if math.prod(tensor.shape.numpy()) > _LARGEST_CONSTANT:
-            held[name] = tensor
-            del light.graph.initializers[name]
-            value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
-            light.graph.inputs.append(value)
+    light, held = without_weights(model)
     try:
         proto, _ = onnxsim.simplify(
             ir.serde.serialize_model(light), skip_fuse_bn=True, initializers_as_constants=True

@@ -1,7 +1,7 @@
 """Images to train and measure on: scikit-learn's digits, or a folder with a folder per class.
 
-Both are sequences of RGB images that go through the same preprocessing, so what is trained,
-calibrated and evaluated sees the same pixels.
+Both are RGB images that go through the same preprocessing, so what is trained on, calibrated
+with and measured is made of the same pixels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ __all__ = ["Images", "digits", "image_folder"]
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,16 +33,16 @@ class Images:
     """Labelled images, opened when they are asked for.
 
     Attributes:
-        name: where they come from.
         openers: one for each image; returns it in RGB.
         labels: (len(openers),) class numbers.
         classes: class names, in the order of the numbers.
+        preprocessing: what such images usually go through.
     """
 
-    name: str
     openers: Sequence[Callable[[], Image.Image]]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         return len(self.openers)
@@ -59,7 +59,7 @@ class Images:
         Args:
             indices: which images.
             preprocessing: what they go through.
-            augment: crop a random 60 to 100 % of the area instead of the centre.
+            augment: where given, a random crop is taken and not the centre.
 
         Raises:
             DataFault: ``data.image``: an image cannot be read.
@@ -68,27 +68,28 @@ class Images:
         pixels = np.empty((len(indices), size, size, 3), np.uint8)
         for row, index in zip(pixels, indices, strict=True):
             image = self.openers[index]()
-            row[...] = _centre(image, preprocessing) if augment is None else _random(
-                image, preprocessing, augment
-            )
+            if augment is None:
+                row[...] = np.asarray(_centre(image, preprocessing))
+            else:
+                row[...] = np.asarray(_random(image, preprocessing, augment))
         mean = np.asarray(preprocessing.mean, np.float32)
         std = np.asarray(preprocessing.std, np.float32)
         scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
-    def _part(self, indices: NDArray[np.int64], name: str) -> Images:
-        openers = [self.openers[i] for i in indices]
-        return Images(f"{self.name}, {name}", openers, self.labels[indices], self.classes)
-
     def split(self) -> tuple[Images, Images]:
-        """A training part, and a fifth for testing: always the same images."""
+        """A training part, and a fifth for testing: the same images every time."""
         order = np.random.default_rng(_SPLIT_SEED).permutation(len(self))
         tests = round(len(self) * _TEST_PART)
-        return self._part(order[tests:], "training part"), self._part(order[:tests], "test part")
+        return self._part(order[tests:]), self._part(order[:tests])
+
+    def _part(self, indices: NDArray[np.int64]) -> Images:
+        openers = [self.openers[i] for i in indices]
+        return replace(self, openers=openers, labels=self.labels[indices])
 
 
 def digits() -> tuple[Images, Images]:
-    """Scikit-learn's 1797 handwritten digits, 8x8 pixels: a training and a test part.
+    """Scikit-learn's 1797 handwritten digits of 8x8 pixels: a training and a test part.
 
     Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI repository.
 
@@ -96,22 +97,21 @@ def digits() -> tuple[Images, Images]:
         Unavailable: scikit-learn is not installed.
     """
     found = require("sklearn.datasets", extra="demo").load_digits()
-    # 16 grey levels above 0.
-    grey = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    grey = np.rint(found.images * (255 / 16)).astype(np.uint8)  # its values run from 0 to 16
     openers = [partial(Image.fromarray(g).convert, "RGB") for g in grey]
-    labels = found.target.astype(np.int64)
-    return Images("digits", openers, labels, tuple("0123456789")).split()
+    usual = Preprocessing(32, 1.0, mean=(0.3, 0.3, 0.3), std=(0.38, 0.38, 0.38))
+    return Images(openers, found.target.astype(np.int64), tuple("0123456789"), usual).split()
 
 
 def image_folder(path: str | os.PathLike[str]) -> tuple[Images, Images]:
     """JPEG and PNG images in one folder per class: a training and a test part.
 
-    The parts are the subfolders ``train`` and ``val`` where both exist; else a fifth of the images
-    is kept for testing. Classes are numbered in the order of their names.
+    The parts are the subfolders ``train`` and ``val`` where both exist; else a fifth of the
+    images is kept for testing. Classes are numbered in the order of their names.
 
     Raises:
-        NoInput: no such folder.
-        DataFault: ``data.empty`` or ``data.classes``: no images, or ``val`` has other classes.
+        NoInput: ``data.missing``: no such folder.
+        DataFault: ``data.empty``: a class without images; ``data.classes``: ``val`` has others.
     """
     root = Path(path)
     if not root.is_dir():
@@ -120,40 +120,44 @@ def image_folder(path: str | os.PathLike[str]) -> tuple[Images, Images]:
         return _read_folder(root).split()
     training, test = _read_folder(root / "train"), _read_folder(root / "val")
     if training.classes != test.classes:
-        raise DataFault("data.classes", "train and val do not have the same classes", path=path)
+        raise DataFault("data.classes", "train and val hold different classes", path=path)
     return training, test
 
 
 def _read_folder(root: Path) -> Images:
-    folders = sorted((d for d in root.iterdir() if d.is_dir()), key=lambda d: os.fsencode(d.name))
+    def by_bytes(path: Path) -> bytes:
+        return os.fsencode(path.name)
+
+    folders = sorted((d for d in root.iterdir() if d.is_dir()), key=by_bytes)
     files = [
         (number, file)
         for number, folder in enumerate(folders)
-        for file in sorted(folder.iterdir(), key=lambda f: os.fsencode(f.name))
+        for file in sorted(folder.iterdir(), key=by_bytes)
         if file.suffix.lower() in _SUFFIXES and file.is_file()
     ]
-    if len(files) < 2 or len({number for number, _ in files}) < len(folders):
-        looked = " ".join(_SUFFIXES)
-        why = f"needs one folder per class with images ({looked}); found {len(files)} images"
-        raise DataFault("data.empty", why, path=root)
     labels = np.array([number for number, _ in files], np.int64)
+    empty = [d.name for number, d in enumerate(folders) if number not in labels]
+    if len(folders) < 2 or empty:
+        why = f"no image in {empty[0]}" if empty else f"{len(folders)} class folders"
+        looked = "two or more folders, each with .jpg, .jpeg or .png files, are needed"
+        raise DataFault("data.empty", why, hint=looked, path=root)
     openers = [partial(_open, file) for _, file in files]
-    return Images(str(root), openers, labels, tuple(d.name for d in folders))
+    return Images(openers, labels, tuple(d.name for d in folders), Preprocessing(224, 0.875))
 
 
 def _open(file: Path) -> Image.Image:
     try:
         with Image.open(file, formats=("JPEG", "PNG")) as image:
             if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels")
+                raise DataFault("data.image", "has more than 50 megapixels", path=file)
             return image.convert("RGB")
     # What Pillow raises on a damaged image has no common class.
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as e:
-        raise DataFault("data.image", f"cannot be read as an image ({e})", path=file) from e
+        raise DataFault("data.image", "cannot be read as JPEG or PNG", path=file) from e
 
 
 def _centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """The evaluation view: shorter side to ``image_size / crop_ratio``, then the centre."""
+    """The view that is measured on: shorter side resized, then the centre."""
     size = preprocessing.image_size
     shorter = int(size / preprocessing.crop_ratio)
     scale = shorter / min(image.size)
@@ -166,7 +170,7 @@ def _centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 def _random(
     image: Image.Image, preprocessing: Preprocessing, rng: np.random.Generator
 ) -> Image.Image:
-    """A training view: 60 to 100 % of the area, anywhere, in the image's proportions."""
+    """A view to train on: 60 to 100 % of the image's area, from anywhere in it."""
     part = rng.uniform(0.6, 1) ** 0.5
     width, height = image.width * part, image.height * part
     left = rng.uniform(0, image.width - width)

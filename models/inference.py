@@ -242,10 +242,11 @@ def _base(told: _Told, args: Arguments, arch_name: str | None) -> tuple[Architec
     """The architecture that ``--arch``, ``args`` or the widths name, and which did."""
     if arch_name is not None:
         if arch_name not in ARCHITECTURES:
-            why = f"--arch {arch_name} is no published architecture"
-            raise UsageFault("ckpt.arch_unknown", why, hint="vntools models lists them")
-        against = f", against args.model {args.model}" if args.model not in (None, arch_name) else ""
-        return _fitting(ARCHITECTURES[arch_name], told, "--arch"), f"--arch{against}"
+            what = f"--arch {arch_name} is no published architecture"
+            raise UsageFault("ckpt.arch_unknown", what, hint="vntools models lists them")
+        said = args.model not in (None, arch_name)
+        why = f"--arch, against args.model {args.model}" if said else "--arch"
+        return _fitting(ARCHITECTURES[arch_name], told, "--arch"), why
     if args.dims is not None and args.strides is not None:
         return _fitting(_custom(args, told), told, "args"), "dims and strides in args"
     if args.model in ARCHITECTURES:

@@ -1,8 +1,8 @@
-"""Deep training (sec. 3.1): the activation between two convolutions fades while a network trains.
+"""Deep training (sec. 3.1): the activation between two convolutions fades as a network learns.
 
 A small loop for small networks, not the paper's 300 epochs of ImageNet: AdamW, label smoothing,
-linear warm-up and cosine decay of the learning rate, optionally an average of the weights. The
-last epochs run at lambda = 1, so that what is saved can be merged.
+a learning rate with linear warm-up and cosine decay, averaged weights. The last epochs run at
+lambda = 1, so what is saved can be merged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ from vntools.models.schedule import Schedule, lambda_at
 from vntools.models.vanillanet import VanillaNet, initialize
 
 _TEST_BATCH = 256
-_SLOWER = "give a smaller --lr"
 
 
 @dataclass(frozen=True)
@@ -45,24 +44,25 @@ class TrainOptions:
     """What is trained, and how.
 
     Attributes:
-        arch: the network; its number of classes is the data's.
-        preprocessing: what images go through; its size is the network's.
-        epochs: passes over the data; more than ``decay_epochs``.
-        decay_epochs: epochs in which lambda grows from 0 to 1.
+        arch: the network; classes and crop ratio will be those of the data.
+        epochs: passes over the data, more than ``decay_epochs``.
+        decay_epochs: epochs in which lambda grows from 0 towards 1.
         schedule: how lambda grows.
         batch_size: images a step.
         learning_rate: its highest value, behind the warm-up.
-        weight_decay: of the convolutions' weights.
+        weight_decay: of convolution weights.
         warmup_epochs: in which the learning rate grows linearly.
         label_smoothing: the part of the target that is spread over all classes.
         ema_decay: of the averaged weights, a step; None for no average.
         seed: of initial weights, order and cropping.
+
+    Raises:
+        UsageFault: ``train.epochs``: training would end below lambda = 1.
     """
 
     arch: Architecture
-    preprocessing: Preprocessing
-    epochs: int = 20
-    decay_epochs: int = 14
+    epochs: int = 15
+    decay_epochs: int = 10
     schedule: Schedule = "linear"
     batch_size: int = 64
     learning_rate: float = 3e-3
@@ -73,7 +73,7 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs <= self.decay_epochs or self.decay_epochs < 0:
+        if not 0 <= self.decay_epochs < self.epochs:
             raise UsageFault(
                 "train.epochs",
                 f"{self.epochs} epochs with {self.decay_epochs} of decay end below lambda = 1",
@@ -83,7 +83,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """How one epoch went; ``top1_percent`` is that of the weights that will be used."""
+    """How an epoch went; ``top1_percent`` is that of the weights that a loader will prefer."""
 
     epoch: int
     activation_lambda: float
@@ -96,7 +96,7 @@ class EpochReport:
 class Trained:
     """A trained network: the content of a checkpoint in the released format, and its history."""
 
-    options: TrainOptions
+    arch: Architecture
     content: dict[str, object]
     history: tuple[EpochReport, ...]
 
@@ -119,28 +119,26 @@ def train(
     Raises:
         CheckFailed: ``train.diverged``: the loss is no longer finite.
     """
-    arch = replace(options.arch, num_classes=len(training.classes))
+    usual = training.preprocessing
+    arch = replace(
+        options.arch, num_classes=len(training.classes), crop_ratio=usual.crop_ratio
+    )
     options = replace(options, arch=arch)
-    rng = np.random.default_rng(options.seed)
-    network = VanillaNet(arch, activation_lambda=0.0)
-    initialize(network, generator=torch.Generator().manual_seed(options.seed))
-    average = None if options.ema_decay is None else copy.deepcopy(network)
+    preprocessing = replace(usual, image_size=arch.image_size)
+    run = _Run(options, preprocessing)
     history: list[EpochReport] = []
-    optimizer = _optimizer(network, options)
     for epoch in range(options.epochs):
         start = time.perf_counter()
         value = lambda_at(epoch, options.decay_epochs, schedule=options.schedule)
-        network.set_lambda(value)
-        loss = _train_epoch(network, average, optimizer, training, options, epoch, rng)
+        loss = run.train_epoch(training, epoch, activation_lambda=value)
         if not math.isfinite(loss):
-            raise CheckFailed("train.diverged", f"the loss is {loss} in epoch {epoch}", hint=_SLOWER)
-        used = network if average is None else average
-        used.set_lambda(value)
-        top1 = top1_percent(used, test, options.preprocessing)
+            why = f"the loss is {loss} in epoch {epoch}"
+            raise CheckFailed("train.diverged", why, hint="give a smaller --lr")
+        top1 = top1_percent(run.average or run.network, test, preprocessing)
         seconds = time.perf_counter() - start
         history.append(EpochReport(epoch, value, loss, top1, seconds))
         on_epoch(history[-1])
-    return Trained(options, _content(network, average, options), tuple(history))
+    return Trained(arch, _content(run), tuple(history))
 
 
 def top1_percent(network: nn.Module, images: Images, preprocessing: Preprocessing) -> float:
@@ -155,72 +153,93 @@ def top1_percent(network: nn.Module, images: Images, preprocessing: Preprocessin
     return 100 * right / len(images)
 
 
-def _optimizer(network: VanillaNet, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW, with weight decay on convolution weights alone."""
-    weights = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim == 1]
-    groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=options.weight_decay)
+def write_checkpoint(trained: Trained, path: str | os.PathLike[str], *, force: bool) -> None:
+    """Write a trained network, whole or not at all.
+
+    Raises:
+        CannotCreate, NoPermission, IoFault: as :func:`vntools.base.artifacts.published`.
+    """
+    with published(path, force=force) as file:
+        torch.save(trained.content, file)
 
 
-def _train_epoch(
-    network: VanillaNet,
-    average: VanillaNet | None,
-    optimizer: torch.optim.Optimizer,
-    images: Images,
-    options: TrainOptions,
-    epoch: int,
-    rng: np.random.Generator,
-) -> float:
-    """One pass over the images; the mean loss of its steps."""
-    network.train()
-    losses: list[float] = []
-    order = rng.permutation(len(images))
-    size = min(options.batch_size, len(images))
-    steps = len(images) // size
-    for step in range(steps):
-        indices = order[step * size : (step + 1) * size]
-        x = torch.from_numpy(images.batch(indices, options.preprocessing, augment=rng))
-        y = torch.from_numpy(images.labels[indices])
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(options, epoch + step / steps)
-        loss = functional.cross_entropy(network(x), y, label_smoothing=options.label_smoothing)
-        optimizer.zero_grad()
+@dataclass
+class _Run:
+    """What changes while a network is trained."""
+
+    options: TrainOptions
+    preprocessing: Preprocessing
+    network: VanillaNet = field(init=False)
+    average: VanillaNet | None = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    rng: np.random.Generator = field(init=False)
+    steps_done: int = 0
+
+    def __post_init__(self) -> None:
+        o = self.options
+        self.rng = np.random.default_rng(o.seed)
+        self.network = VanillaNet(o.arch)
+        initialize(self.network, generator=torch.Generator().manual_seed(o.seed))
+        self.average = None if o.ema_decay is None else copy.deepcopy(self.network)
+        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim == 1]
+        groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=o.weight_decay)
+
+    def train_epoch(self, images: Images, epoch: int, *, activation_lambda: float) -> float:
+        """One pass over the images; the mean loss of its steps."""
+        for network in filter(None, (self.network, self.average)):
+            network.set_lambda(activation_lambda)
+        self.network.train()
+        order = self.rng.permutation(len(images))
+        size = min(self.options.batch_size, len(images))
+        steps = len(images) // size
+        losses: list[float] = []
+        for step in range(steps):
+            indices = order[step * size : (step + 1) * size]
+            x = torch.from_numpy(images.batch(indices, self.preprocessing, augment=self.rng))
+            y = torch.from_numpy(images.labels[indices])
+            losses.append(self._step(x, y, _learning_rate(self.options, epoch + step / steps)))
+        return float(np.mean(losses))
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor, learning_rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        smoothing = self.options.label_smoothing
+        loss = functional.cross_entropy(self.network(x), y, label_smoothing=smoothing)
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if average is not None and options.ema_decay is not None:
-            # The first steps count more, or the initial weights would stay in for epochs.
-            done = epoch * steps + step
-            decay = min(options.ema_decay, (1 + done) / (10 + done))
-            _update_average(average, network, decay=decay)
-    return float(np.mean(losses))
+        self.optimizer.step()
+        self.steps_done += 1
+        if self.average is not None and self.options.ema_decay is not None:
+            # The average follows closely at first, or it would keep the initial weights for long.
+            early = self.steps_done / (9 + self.steps_done)
+            _follow(self.average, self.network, decay=min(self.options.ema_decay, early))
+        return loss.item()
+
+
+def _follow(average: VanillaNet, network: VanillaNet, *, decay: float) -> None:
+    """Move averaged weights and statistics towards the present ones by 1 - ``decay``."""
+    present = network.state_dict()
+    for name, mean in average.state_dict().items():
+        if mean.is_floating_point():
+            mean.lerp_(present[name], 1 - decay)
+        else:
+            mean.copy_(present[name])
 
 
 def _learning_rate(options: TrainOptions, epoch: float) -> float:
-    """Linear warm-up, then half a cosine down to 0 at the end; ``epoch`` may lie inside one."""
-    warmup = options.warmup_epochs
+    """Linear warm-up, then half a cosine down to 0; ``epoch`` may lie inside one."""
+    warmup = min(options.warmup_epochs, options.epochs - 1)
     if epoch < warmup:
         return options.learning_rate * epoch / warmup
     part = (epoch - warmup) / (options.epochs - warmup)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def _update_average(average: VanillaNet, network: VanillaNet, *, decay: float) -> None:
-    """Move the averaged weights and statistics towards the present ones by 1 - ``decay``."""
-    pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
-    for mean, value in pairs:
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
-
-
-def _content(
-    network: VanillaNet, average: VanillaNet | None, options: TrainOptions
-) -> dict[str, object]:
+def _content(run: _Run) -> dict[str, object]:
     """A checkpoint in the released format, with what that format lacks beside its ``args``."""
-    arch, preprocessing = options.arch, options.preprocessing
+    options, arch = run.options, run.options.arch
     args = argparse.Namespace(
         model=arch.name,
         decay_epochs=options.decay_epochs,
@@ -237,21 +256,14 @@ def _content(
         adaptive=arch.adaptive,
         stem_stride=arch.stem_stride,
         stem_padding=arch.stem_padding,
-        crop_ratio=preprocessing.crop_ratio,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
+        crop_ratio=arch.crop_ratio,
+        mean=run.preprocessing.mean,
+        std=run.preprocessing.std,
     )
-    content: dict[str, object] = {"model": network.state_dict()}
-    if average is not None:
-        content["model_ema"] = average.state_dict()
-    return content | {"epoch": options.epochs - 1, "args": args}
-
-
-def write_checkpoint(trained: Trained, path: str | os.PathLike[str], *, force: bool) -> None:
-    """Write a trained network, whole or not at all.
-
-    Raises:
-        CannotCreate, NoPermission, IoFault: as ``vntools.base.artifacts.published``.
-    """
-    with published(path, force=force) as file:
-        torch.save(trained.content, file)
+    averaged = {} if run.average is None else {"model_ema": run.average.state_dict()}
+    return {
+        "model": run.network.state_dict(),
+        **averaged,
+        "epoch": options.epochs - 1,
+        "args": args,
+    }

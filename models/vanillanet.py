@@ -15,6 +15,7 @@ __all__ = [
     "FadingActivation",
     "SeriesActivation",
     "VanillaNet",
+    "deploy_name",
     "initialize",
 ]
 
@@ -32,9 +33,9 @@ _BN_EPS = 1e-6
 class FadingActivation(nn.Module):
     """The activation that deep training removes (Eq. 1).
 
-    A'(x) = (1 - lambda) relu(x) + lambda x is a leaky ReLU of negative slope lambda. It is always
-    written as one, so that the traced graph shows the slope; a slope of exactly 1 is what lets
-    two convolutions be merged.
+    A'(x) = (1 - lambda) relu(x) + lambda x is a leaky ReLU of negative slope lambda. It is
+    always written as one, so that the traced graph shows the slope; a slope of exactly 1 is what
+    lets two convolutions be merged.
     """
 
     def __init__(self, activation_lambda: float = 1.0) -> None:
@@ -215,3 +216,17 @@ def initialize(network: VanillaNet, *, generator: torch.Generator) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+_DEPLOY_NAMES = {"stem2.0": "stem.0", "stem2.2": "stem.1", "cls2.0": "cls.2"}
+
+
+def deploy_name(module: str) -> str:
+    """Where the deploy form keeps what the training form's ``module`` becomes.
+
+    ``module`` is the last convolution of a layer (its name in the training form, or already in
+    the deploy form): ``stem2.0`` is ``stem.0``, ``stages.3.conv2.0`` is ``stages.3.conv``.
+    """
+    return _DEPLOY_NAMES.get(
+        module, module.removesuffix("2.0") if ".conv2." in module else module
+    )

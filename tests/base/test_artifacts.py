@@ -288,7 +288,7 @@ def test_a_fault_in_any_system_call_leaves_the_old_or_the_new_file(
 
     for module, name in CALLS:
         monkeypatch.setattr(module, name, shim(getattr(module, name)))
-    faults = 0
+    faults = n = 0
     for n in range(1, 40):
         folder = tmp_path / str(n)
         folder.mkdir()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from click.testing import Result
+
 from vntools import __version__
 
 WITHOUT = """
@@ -70,7 +72,7 @@ def test_it_works_where_everything_is_missing() -> None:
     assert {"torch", "onnx", "onnx-ir", "onnxruntime", "numpy", "TensorRT"} <= told
 
 
-def test_the_same_through_the_runner(invoke: Callable[..., object], monkeypatch) -> None:
+def test_the_same_through_the_runner(invoke: Callable[..., Result], monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxsim", None)
     result = invoke("doctor")
     assert result.exit_code == 0

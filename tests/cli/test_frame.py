@@ -1,4 +1,4 @@
-"""The frame of the command line: discovery, errors, statuses, JSON, signals, closed streams."""
+"""The frame of the command line: discovery, errors, JSON, signals, closed streams."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ __all__ = [
     "read_sidecar",
     "require_file",
     "seal",
+    "seal_and_hash",
     "sealed",
     "sha256_bytes",
     "sha256_file",
@@ -33,7 +34,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,7 +67,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def _open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def _open_regular(path: str | os.PathLike[str]) -> Generator[BufferedReader, None, None]:
     """Open a regular file for reading; a FIFO or a device is refused and never waited for."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -116,6 +118,14 @@ _SEAL_PREFIX = _seal_field("0" * 64)[:-64]
 def seal(onnx_bytes: bytes) -> bytes:
     """The field that, appended to a serialised ONNX model, says that vntools wrote it."""
     return _seal_field(sha256_bytes(onnx_bytes))
+
+
+def seal_and_hash(onnx_bytes: bytes) -> tuple[bytes, str]:
+    """The seal of a serialised model, and the SHA-256 of the two together."""
+    digest = hashlib.sha256(onnx_bytes)
+    tail = _seal_field(digest.hexdigest())
+    digest.update(tail)
+    return tail, digest.hexdigest()
 
 
 def sealed(path: str | os.PathLike[str]) -> bool:
@@ -282,7 +292,7 @@ def _fsync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def published(
     path: str | os.PathLike[str], *, force: bool, size_hint: int = 0
-) -> Iterator[IO[bytes]]:
+) -> Generator[IO[bytes], None, None]:
     """Open a file that appears under ``path`` whole when the block ends, or not at all.
 
     The bytes go to a locked temporary in the same folder, are synchronised, and are linked

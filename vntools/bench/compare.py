@@ -140,8 +140,8 @@ def compare(
 ) -> Comparison:
     """Measure open runners in turns, and relate each to the first.
 
-    In a round every runner has one turn, in random order: a query that is not counted (what ran
-    before has left its traces in caches and threads), then about 50 ms of queries. A round
+    In a round every runner has one turn, in random order: a query that is not counted (what
+    ran before left its traces in caches and threads), then about 50 ms of queries. A round
     gives one ratio of medians for each runner, so what drifts slowly cancels; the interval is
     a bootstrap over rounds.
 

@@ -1,10 +1,10 @@
 """Measuring one runner, with the quantities and the protocol of trtexec 11.
 
 A query is one batch. GPU Compute Time lies between two events around the enqueue call; H2D and
-D2H Latency between events around the copies, which follow each other in one stream (trtexec calls
-that exposed DMA), and are 0 without transfers; Latency is the sum of the three; Enqueue Time is
-the host's clock around the call. One query is enqueued ahead, so that a GPU need not wait for
-the host. On a CPU there are no copies, nothing runs ahead, and Latency is Compute Time.
+D2H Latency between events around the copies, which follow each other in one stream (trtexec
+calls that exposed DMA), and are 0 without transfers; Latency is the sum of the three; Enqueue
+Time is the host's clock around the call. One query is enqueued ahead, so that a GPU need not
+wait for the host. On a CPU there are no copies, nothing runs ahead, Latency is Compute Time.
 
 Source: TensorRT 11.1, samples/common/sampleInference.cpp and sampleReporting.cpp.
 """

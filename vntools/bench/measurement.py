@@ -107,7 +107,7 @@ class Measurement:
 
     def summary(self, samples_ms: Sequence[float] | NDArray[np.float64]) -> Summary:
         """The row of one quantity, with the percentiles asked for."""
-        return Summary.of(list(samples_ms), self.options.percentiles)
+        return Summary.of(np.asarray(samples_ms).tolist(), self.options.percentiles)
 
     def protocol(self) -> str:
         """Artifact, device, settings and warm-up in one line; it stands with every result."""
@@ -140,8 +140,8 @@ class Measurement:
             if not self.on_gpu:
                 what, how = ("compute", "end other work")
             found.append(
-                f"{what} time is unstable, its coefficient of variation is {cov_percent:.1f} %; "
-                f"{how}, or measure longer"
+                f"{what} time is unstable, its coefficient of variation is "
+                f"{cov_percent:.1f} %; {how}, or measure longer"
             )
         return tuple(found)
 
@@ -153,8 +153,8 @@ class Measurement:
         compute_ms = float(np.median(self.samples.compute))
         if np.median(self.samples.enqueue) > _ENQUEUE_BOUND * compute_ms:
             found.append(
-                "enqueueing takes nearly as long as the GPU computes, so the throughput may be "
-                "the host's and not the GPU's; a CUDA graph or a larger batch helps"
+                "enqueueing takes nearly as long as the GPU computes, so the throughput may "
+                "be the host's and not the GPU's; a CUDA graph or a larger batch helps"
             )
         for samples, way in ((self.samples.h2d, "to"), (self.samples.d2h, "from")):
             if np.median(samples) >= compute_ms:
@@ -193,7 +193,7 @@ class Measurement:
         options = self.options
         return {
             "cuda_graph": self.details.get("cuda_graph") == "captured",
-            "spin": True,
+            "spin": self.on_gpu,
             "transfers": options.transfers,
             "streams": 1,
             "overlap": 1 if self.on_gpu else 0,

@@ -25,7 +25,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     """
     n = len(ordered)
     excluded = math.floor((1 - Fraction(str(percent)) / 100) * n)
-    return float(ordered[max(n - 1 - excluded, 0)])
+    return ordered[max(n - 1 - excluded, 0)]
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Summary:
     @classmethod
     def of(cls, samples_ms: Sequence[float], percents: Sequence[float]) -> Summary:
         """The figures of at least one sample."""
-        ordered = np.sort(np.asarray(samples_ms, dtype=np.float64))
-        mean = float(ordered.mean())
+        ordered = sorted(samples_ms)
+        mean = float(np.mean(ordered))
         return cls(
-            min_ms=float(ordered[0]),
-            max_ms=float(ordered[-1]),
+            min_ms=ordered[0],
+            max_ms=ordered[-1],
             mean_ms=mean,
             median_ms=float(np.median(ordered)),
-            cov_percent=100 * float(ordered.std()) / mean if mean else 0.0,
+            cov_percent=100 * float(np.std(ordered)) / mean if mean else 0.0,
             percentiles_ms={p: percentile(ordered, p) for p in percents},
         )
 

@@ -22,7 +22,7 @@ __all__ = ["Advance", "Console", "json_option", "quiet_and_debug", "table"]
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
@@ -103,7 +103,9 @@ class Console:
         return json.dumps(document, indent=1, allow_nan=False)
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: int | None = None) -> Iterator[Advance]:
+    def progress(
+        self, description: str, total: int | None = None
+    ) -> Generator[Advance, None, None]:
         """Show that work goes on: a bar on a terminal, else one line; nothing with --quiet.
 
         Args:
@@ -127,7 +129,7 @@ class Console:
                 bar.remove_task(task)
 
     @contextlib.contextmanager
-    def _open_bar(self) -> Iterator[Progress]:
+    def _open_bar(self) -> Generator[Progress, None, None]:
         """The progress display; a phase inside a phase shares the one of the outer phase."""
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -20,6 +20,7 @@ from vntools.base.errors import CheckFailed, UsageFault, first_three
 from vntools.engine.kernels import Kernel
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_NEXT = "try another TensorRT, or report this with both versions"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def check_convolutions(
         raise CheckFailed(
             "engine.precision",
             "TensorRT did not say which kernels it built, so their precision is unknown",
-            hint="rerun with --debug and report the versions that it names",
+            hint=_NEXT,
         )
     reports = tuple(_report(conv, asked, kernels) for conv, asked in convs.items())
     wrong = [r for r in reports if not r.as_asked]
@@ -98,7 +99,7 @@ def check_convolutions(
             "engine.precision",
             f"{len(wrong)} of {len(reports)} convolutions were not built in {asked_for}: "
             f"{first_three(r.found() for r in wrong)}",
-            hint="no plan was written",
+            hint=_NEXT,
         )
     return reports
 

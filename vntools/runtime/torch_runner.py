@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vntools.base.errors import TryLater, Unavailable
@@ -135,7 +134,7 @@ class TorchRunner(_EagerRunner):
 
     def results(self) -> dict[str, NDArray[Any]]:
         """See :meth:`Runner.results`."""
-        return {self.outputs[0].name: np.array(self._result)}
+        return {self.outputs[0].name: self._result.numpy().copy()}
 
 
 class TorchCudaRunner(_EagerRunner):
@@ -212,7 +211,7 @@ class TorchCudaRunner(_EagerRunner):
 
     def results(self) -> dict[str, NDArray[Any]]:
         """See :meth:`Runner.results`."""
-        return {self.outputs[0].name: np.array(self._landing)}
+        return {self.outputs[0].name: self._landing.numpy().copy()}
 
 
 class _TorchEvents:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FLOAT32_FACTOR", "FLOAT32_FLOOR", "Comparison", "Tolerance", "compare", "relative_l2"]
+__all__ = ["FLOAT32_FACTOR", "FLOAT32_FLOOR", "Comparison", "compare", "relative_l2"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vntools.base.errors import CheckFailed
+from vntools.base.tolerance import Tolerance
 
 FLOAT32_FACTOR = 8.0
 """A rewritten float32 graph may be this many times as far from float64 as the unsimplified one:
@@ -21,21 +22,6 @@ FLOAT32_FLOOR = 1e-7
 """The least that is allowed, about 2^-23: a graph that happens to be exact proves no bound."""
 
 Outputs = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far outputs may be from their reference.
-
-    Attributes:
-        max_relative_l2: of each output, over the whole batch.
-        same_top1: whether the largest logit of each sample must be the same one.
-        why: where the bound comes from.
-    """
-
-    max_relative_l2: float
-    same_top1: bool
-    why: str
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""Names for the nodes and tensors of an exported network, the same from either checkpoint form."""
+
+from __future__ import annotations
+
+__all__ = ["rename"]
+
+from collections import Counter
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+
+def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:
+    """Name convolutions after their layer, other nodes by type and number, tensors by their node.
+
+    Args:
+        graph: its inputs and outputs keep their names.
+        layer: from the module that a convolution's weight had in the training form to the name its
+            layer is to have.
+    """
+    numbers: Counter[str] = Counter()
+    for node in graph:
+        weight = node.inputs[1] if node.op_type == "Conv" else None
+        if weight is not None and weight.is_initializer() and weight.name:
+            node.name = layer(weight.name.removesuffix(".weight"))
+            for value, part in zip(node.inputs[1:], ("weight", "bias"), strict=False):
+                if value is not None and value.is_initializer() and len(value.uses()) == 1:
+                    _move(graph, value, f"{node.name}.{part}")
+        else:
+            node.name = f"{node.op_type.lower()}_{numbers[node.op_type]}"
+            numbers[node.op_type] += 1
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"{node.name}.out"
+
+
+def _move(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Rename an initializer, unless another one has the name."""
+    if name in graph.initializers or value.name is None:
+        return
+    del graph.initializers[value.name]
+    value.name = name
+    if value.const_value is not None:
+        value.const_value.name = name
+    graph.register_initializer(value)

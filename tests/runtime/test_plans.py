@@ -1,0 +1,353 @@
+"""Plans: what is checked before TensorRT sees a byte, and the runner up to the driver's calls."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vntools.base.artifacts import sha256_bytes
+from vntools.base.errors import (
+    DataFault,
+    InternalFault,
+    NoInput,
+    NoPermission,
+    TryLater,
+    Unavailable,
+    UsageFault,
+    VntoolsError,
+)
+from vntools.engine.backend import Backend
+from vntools.runtime import trt_runner
+from vntools.runtime.trt_runner import PlanRunner, open_plan
+
+PLAN = b"ftrt" + bytes(range(200))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Write a plan and its sidecar; keywords change the sidecar, ``None`` drops it."""
+
+    def write(plan: bytes = PLAN, *, sidecar: bool = True, **changes: Any) -> Path:
+        path = tmp_path / "net.plan"
+        path.write_bytes(plan)
+        record = {
+            "schema": 1,
+            "sha256": sha256_bytes(plan),
+            "flavour": "tensorrt",
+            "version": "11.4.1",
+            "precision": "fp16",
+            "compute_capabilities": ["8.0"],
+        } | changes
+        if sidecar:
+            (tmp_path / "net.plan.json").write_text(json.dumps(record))
+        return path
+
+    return write
+
+
+def refusal(path: Path, **options: Any) -> VntoolsError:
+    with pytest.raises(VntoolsError) as e:
+        open_plan(path, **options)
+    return e.value
+
+
+def test_a_plan_with_its_sidecar_opens_and_runs(trt: Any, written: Any, net: Any):
+    with open_plan(written()) as runner:
+        assert runner.backend == "tensorrt"
+        assert runner.details["precision"] == "fp16"
+        assert runner.details["sha256"] == sha256_bytes(PLAN)
+        assert runner.details["gpu"] == {
+            "name": "Numpy A100",
+            "cc": "8.0",
+            "memory_bytes": 1 << 30,
+            "cuda_driver": "13.1",
+        }
+        x = net.images(2)
+        y = runner.run({"input": x})["logits"]
+    assert np.allclose(y, net.reference(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "changes"),
+    [
+        (DataFault, "plan.sha256", {"sha256": "0" * 64}),
+        (DataFault, "plan.flavour", {"flavour": "tensorrt-rtx"}),
+        (DataFault, "plan.version", {"version": "10.0.0"}),
+        (DataFault, "plan.manifest", {"flavour": "openvino"}),
+        (DataFault, "plan.manifest", {"version": None}),
+        (DataFault, "plan.manifest", {"schema": 2}),
+        (NoPermission, "plan.untrusted", {"sidecar": False}),
+    ],
+)
+def test_a_plan_that_is_not_ours_is_refused_before_tensorrt(
+    gpu: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    written: Any,
+    kind: type[VntoolsError],
+    code: str,
+    changes: dict[str, Any],
+):
+    untouchable = object()  # any use of it is an AttributeError
+    monkeypatch.setattr(
+        trt_runner, "load", lambda name: Backend(name, "11.4.1", untouchable)  # type: ignore[arg-type]
+    )
+    error = refusal(written(**changes))
+    assert (type(error), error.code) == (kind, code)
+    assert "net.plan" in error.line()
+    assert error.hint
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 100, len(PLAN) - 1])
+def test_a_flipped_bit_is_found(gpu: Any, written: Any, at: int):
+    path = written()
+    path.write_bytes(PLAN[:at] + bytes([PLAN[at] ^ 1]) + PLAN[at + 1 :])
+    assert refusal(path).code == "plan.sha256"
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, len(PLAN) - 1])
+def test_a_cut_plan_is_found(gpu: Any, written: Any, length: int):
+    path = written()
+    path.write_bytes(PLAN[:length])
+    assert refusal(path).code == "plan.sha256"
+
+
+def test_a_version_mismatch_names_both_and_says_rebuild(trt: Any, written: Any):
+    line = refusal(written(version="10.13.2")).line()
+    assert "10.13.2" in line
+    assert "11.4.1" in line
+    assert "vntools build-engine" in line
+
+
+@pytest.mark.parametrize("plan", [b"", b"\x08\x0aonnx", b"PK\x03\x04"])
+def test_without_a_sidecar_only_a_plan_can_be_trusted(gpu: Any, written: Any, plan: bytes):
+    assert refusal(written(plan, sidecar=False), trust_plan=True).code == "plan.format"
+
+
+@pytest.mark.parametrize(
+    ("magic", "flavour"), [(b"ftrt", "tensorrt"), (b"vtrt", "tensorrt-rtx")]
+)
+def test_a_trusted_plan_runs_on_its_own_flavour(
+    trt: Any, written: Any, magic: bytes, flavour: str
+):
+    with open_plan(written(magic + PLAN, sidecar=False), trust_plan=True) as runner:
+        assert runner.backend == flavour
+
+
+def test_trusting_does_not_excuse_a_wrong_sidecar(gpu: Any, written: Any):
+    assert refusal(written(sha256="1" * 64), trust_plan=True).code == "plan.sha256"
+
+
+def test_a_missing_plan(gpu: Any, tmp_path: Path):
+    error = refusal(tmp_path / "no.plan")
+    assert (type(error), error.code) == (NoInput, "input.missing")
+
+
+def test_without_a_gpu_it_ends_at_once_and_says_what_is_missing(
+    written: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trt_runner, "gpu_count", lambda: 0)
+    monkeypatch.setattr(trt_runner, "read_input", lambda path: pytest.fail("it read the plan"))
+    for present, missing in ((set(), "GPU whose driver answers, PyCUDA, TensorRT"), ({"pycuda"}, ", TensorRT"), ({"pycuda", "tensorrt"}, "answers;")):
+        monkeypatch.setattr(
+            trt_runner.importlib.util, "find_spec", lambda name, p=present: name in p or None
+        )
+        error = refusal(written())
+        assert (type(error), error.code, error.exit_status) == (Unavailable, "gpu.none", 69)
+        assert missing in error.line()
+
+
+def test_without_a_gpu_nothing_heavy_is_imported(written: Any):
+    code = f"""
+import sys
+import vntools.runtime.trt_runner as r
+r.gpu_count = lambda: 0
+try:
+    r.open_plan({str(written())!r})
+except r.Unavailable:
+    print(*(m for m in sys.modules if m.split('.')[0] in sys.argv[1:]))
+"""
+    heavy = ["pycuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch", "onnx"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, *heavy, "json"], capture_output=True, text=True, check=True
+    )
+    assert {m.split(".")[0] for m in done.stdout.split()} == {"json"}
+
+
+# --- the runner
+
+
+@pytest.fixture
+def plan(trt: Any) -> Callable[..., PlanRunner]:
+    def make(flavour: str = "tensorrt", **options: Any) -> PlanRunner:
+        return PlanRunner(b"plan", {"sha256": "0"}, Backend(flavour, "11.4.1", trt), **options)
+
+    return make
+
+
+def test_a_graph_is_captured_once_a_shape_and_replayed(gpu: Any, plan: Any, net: Any):
+    with plan() as runner:
+        for _ in range(3):
+            runner.run({"input": net.images(2)})
+        assert runner.details["cuda_graph"] == "captured"
+        assert gpu.launches == 3
+        assert len(gpu.library.open_graphs) == 1
+        runner.run({"input": net.images(1)})
+        assert len(gpu.library.open_graphs) == 1
+
+
+def test_without_a_graph_the_context_enqueues(gpu: Any, plan: Any, net: Any):
+    with plan(cuda_graph=False) as runner:
+        runner.run({"input": net.images(2)})
+        assert runner.details["cuda_graph"] == "off"
+    assert gpu.launches == 0
+
+
+def _refuses(trt: Any, gpu: Any) -> None:
+    trt.runs_under_capture = False
+
+
+def _invalidated(trt: Any, gpu: Any) -> None:
+    gpu.library.failing["cuStreamEndCapture"] = 901
+
+
+def _uninstantiable(trt: Any, gpu: Any) -> None:
+    gpu.library.failing["cuGraphInstantiateWithFlags"] = 999
+
+
+def _uncapturable(trt: Any, gpu: Any) -> None:
+    trt.capturable = False
+
+
+@pytest.mark.parametrize(
+    ("spoil", "flavour", "why"),
+    [
+        (_refuses, "tensorrt", "TensorRT refuses to enqueue"),
+        (_invalidated, "tensorrt", "cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
+        (_uninstantiable, "tensorrt", "cuGraphInstantiateWithFlags: 999"),
+        (_uncapturable, "tensorrt-rtx", "allocates while it runs"),
+    ],
+)
+def test_a_capture_that_fails_is_recorded_and_the_plan_still_runs(
+    trt: Any, gpu: Any, plan: Any, net: Any, spoil: Any, flavour: str, why: str
+):
+    spoil(trt, gpu)
+    with plan(flavour) as runner:
+        x = net.images(2)
+        y = runner.run({"input": x})["logits"]
+        assert runner.details["cuda_graph"].startswith("not captured: ")
+        assert why in runner.details["cuda_graph"]
+    assert np.allclose(y, net.reference(x), atol=1e-5)
+    assert gpu.launches == 0
+
+
+def test_a_graph_of_nothing_is_not_a_graph(trt: Any, plan: Any, net: Any):
+    trt.enqueues = False
+    with plan() as runner:
+        runner.prepare({"input": net.images(1)})
+        assert "nothing was put into the stream" in runner.details["cuda_graph"]
+
+
+def test_a_graph_that_does_not_launch_is_an_error(gpu: Any, plan: Any, net: Any):
+    with plan() as runner:
+        runner.prepare({"input": net.images(1)})
+        gpu.library.failing["cuGraphLaunch"] = 700
+        with pytest.raises(InternalFault) as e:
+            runner.enqueue()
+    assert e.value.code == "gpu.fault"
+
+
+def test_a_shape_outside_the_profile_names_the_profile(plan: Any, net: Any):
+    with plan() as runner:
+        with pytest.raises(UsageFault) as e:
+            runner.run({"input": net.images(9)})
+        assert e.value.code == "plan.profile"
+        assert "1x3x5x4 to 8x3x5x4" in e.value.line()
+        runner.run({"input": net.images(8)})
+
+
+def test_rtx_compiles_for_the_shape_before_it_is_measured(trt: Any, plan: Any):
+    with plan("tensorrt-rtx"):
+        assert trt.specialization == "EAGER"
+    with plan("tensorrt"):
+        assert trt.specialization is None
+
+
+def test_a_plan_that_tensorrt_refuses_says_why(trt: Any, plan: Any):
+    trt.loads = False
+    with pytest.raises(DataFault) as e, plan():
+        pass
+    assert e.value.code == "plan.refused"
+    assert "this GPU is 8.0: the engine was built for another device" in e.value.line()
+
+
+def test_a_context_without_memory(trt: Any, plan: Any):
+    trt.has_memory = False
+    with pytest.raises(TryLater) as e, plan():
+        pass
+    assert e.value.code == "gpu.memory"
+
+
+def test_a_gpu_without_memory(gpu: Any, plan: Any, net: Any):
+    gpu.free_bytes = 500
+    with plan() as runner, pytest.raises(TryLater) as e:
+        runner.run({"input": net.images(8)})
+    assert e.value.code == "gpu.memory"
+    assert "of 1024 MiB are free" in e.value.line()
+
+
+def test_a_type_that_numpy_lacks(trt: Any, plan: Any):
+    trt.dtype = "BF16"
+    with pytest.raises(DataFault) as e, plan():
+        pass
+    assert e.value.code == "plan.io"
+
+
+def test_the_stream_does_not_wait_for_the_default_one(gpu: Any, plan: Any):
+    with plan():
+        assert [s.flags for s in gpu.streams.values()] == [1]
+
+
+@pytest.mark.parametrize("call", ["synchronize", "record", "query", "memcpy_htod_async"])
+def test_a_cuda_error_is_mapped_wherever_it_appears(
+    gpu: Any, plan: Any, net: Any, monkeypatch: pytest.MonkeyPatch, call: str
+):
+    def fail(*_: Any) -> None:
+        raise gpu.driver.Error("an illegal memory access was encountered")
+
+    with plan() as runner:
+        runner.prepare({"input": net.images(1)})
+        runner.clock.mark(0)
+        if call == "memcpy_htod_async":
+            monkeypatch.setattr(gpu.driver, call, fail)
+        else:
+            owner = next(iter(gpu.streams.values())) if call == "synchronize" else gpu.events[0]
+            monkeypatch.setattr(owner, call, fail)
+        step = {
+            "synchronize": runner.synchronize,
+            "record": lambda: runner.clock.mark(0),
+            "query": lambda: runner.clock.wait(0),
+            "memcpy_htod_async": runner.upload,
+        }[call]
+        with pytest.raises(InternalFault) as e:
+            step()
+        monkeypatch.undo()
+    assert e.value.code == "gpu.fault"
+    assert "illegal memory access" in e.value.line()
+
+
+def test_the_fake_gpu_can_tell_a_missing_synchronization(plan: Any, net: Any):
+    with plan() as runner:
+        x = net.images(1)
+        runner.prepare({"input": x})
+        runner.enqueue()
+        runner.download()
+        assert not np.allclose(runner.results()["logits"], net.reference(x), atol=1e-5)
+        runner.synchronize()
+        assert np.allclose(runner.results()["logits"], net.reference(x), atol=1e-5)

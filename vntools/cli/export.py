@@ -1,0 +1,54 @@
+"""``vntools export``: a checkpoint to a merged, verified ONNX file."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+from pathlib import Path
+
+import click
+
+from vntools.cli._shared import Console, json_option
+
+
+@click.command()
+@click.option("--ckpt", type=Path, required=True, metavar="FILE", help="Checkpoint (.pth).")
+@click.option("--out", type=Path, required=True, metavar="FILE", help="ONNX file to write.")
+@click.option("--arch", metavar="NAME", help="Architecture, where the file does not tell.")
+@click.option("--key", metavar="NAME", help="Weights to use (default: model_ema, else model).")
+@click.option("--image-size", type=click.IntRange(1), metavar="PIXELS", help="Height and width.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Fix the batch.")
+@click.option("--opset", type=click.IntRange(18), metavar="N", help="ONNX opset (default: 20).")
+@click.option("--no-merge", is_flag=True, help="Write the training graph, tidied only.")
+@click.option("--force", is_flag=True, help="Overwrite a file that vntools did not write.")
+@json_option
+@click.pass_obj
+def command(
+    console: Console,
+    ckpt: Path,
+    out: Path,
+    arch: str | None,
+    key: str | None,
+    image_size: int | None,
+    batch: int | None,
+    opset: int | None,
+    no_merge: bool,
+    force: bool,
+) -> None:
+    """Collapse a training checkpoint into one verified ONNX file."""
+    from vntools.pipeline.export import ExportOptions, export
+    from vntools.report.graphs import exported_text
+
+    options = ExportOptions(
+        ckpt,
+        out,
+        arch=arch,
+        key=key,
+        image_size=image_size,
+        batch=batch,
+        opset=opset,
+        merge=not no_merge,
+        force=force,
+    )
+    done = export(options, console)
+    console.result(done.to_record(), exported_text(done))

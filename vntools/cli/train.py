@@ -1,0 +1,140 @@
+"""``vntools train``: deep-train a small VanillaNet and write a checkpoint."""
+
+from __future__ import annotations
+
+__all__ = ["command"]
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vntools.base.artifacts import check_output
+from vntools.base.errors import UsageFault
+from vntools.cli._shared import Console, json_option
+
+if TYPE_CHECKING:
+    from vntools.models.data import Images
+    from vntools.models.schedule import Schedule
+    from vntools.models.train import EpochReport
+
+
+class _Integers(click.ParamType):
+    """Whole numbers with commas or spaces between."""
+
+    name = "integers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(word) for word in str(value).replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers such as 64,128,256", param, ctx)
+
+
+@click.command()
+@click.option(
+    "--data", required=True, metavar="digits|DIR", help="Images: a folder per class."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Checkpoint to write."
+)
+@click.option("--dims", type=_Integers(), default="64,128,256,512", show_default=True)
+@click.option("--strides", type=_Integers(), default="2,2,1", show_default=True)
+@click.option(
+    "--act-num", type=click.IntRange(0), default=3, show_default=True, help="n, Eq. 6."
+)
+@click.option("--image-size", type=click.IntRange(1), help="Default: 32 for digits, else 224.")
+@click.option("--epochs", type=click.IntRange(1), default=15, show_default=True)
+@click.option(
+    "--decay-epochs",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Epochs in which lambda goes from 0 to 1; the rest run at 1.",
+)
+@click.option("--schedule", type=click.Choice(["linear", "cosine"]), default="linear")
+@click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--lr", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--force", is_flag=True, help="Overwrite --out.")
+@json_option
+@click.pass_obj
+def command(
+    console: Console,
+    data: str,
+    out: Path,
+    dims: tuple[int, ...],
+    strides: tuple[int, ...],
+    act_num: int,
+    image_size: int | None,
+    epochs: int,
+    decay_epochs: int,
+    schedule: Schedule,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    force: bool,
+) -> None:
+    """Deep-train a small VanillaNet and write a checkpoint in the released format.
+
+    --data is a folder that holds one folder of images per class (or train/ and val/ with such
+    folders), or the word digits: scikit-learn's handwritten digits.
+    """
+    check_output(out, force=force)
+    training, test = _images(data)
+
+    from vntools.models.arch import Architecture
+    from vntools.models.train import TrainOptions, train, write_checkpoint
+
+    try:
+        arch = Architecture(
+            name="vanillanet",
+            dims=dims,
+            strides=strides,
+            activation_n=act_num,
+            image_size=image_size or training.preprocessing.image_size,
+        )
+        arch.map_sizes()
+    except ValueError as e:
+        raise UsageFault("train.arch", str(e)) from e
+    options = TrainOptions(
+        arch=arch,
+        epochs=epochs,
+        decay_epochs=decay_epochs,
+        schedule=schedule,
+        batch_size=batch_size,
+        learning_rate=lr,
+        seed=seed,
+    )
+    console.note(f"{len(training)} images to learn from, {len(test)} to measure on")
+    with console.progress("training", epochs) as advance:
+
+        def on_epoch(report: EpochReport) -> None:
+            advance()
+            console.note(
+                f"epoch {report.epoch}: lambda {report.activation_lambda:.2f}, "
+                f"loss {report.loss:.3f}, test top-1 {report.top1_percent:.2f} %"
+            )
+
+        trained = train(options, training, test, on_epoch=on_epoch)
+    write_checkpoint(trained, out, force=force)
+    top1 = trained.history[-1].top1_percent
+    record = {
+        "checkpoint": str(out),
+        "top1_percent": top1,
+        "parameters": trained.arch.training_parameters(),
+        "epochs": [asdict(report) for report in trained.history],
+    }
+    console.result(record, f"{out}: test top-1 {top1:.2f} %")
+
+
+def _images(data: str) -> tuple[Images, Images]:
+    """A training and a test part of what --data names."""
+    from vntools.models.data import digits, image_folder
+
+    return digits() if data == "digits" else image_folder(data)

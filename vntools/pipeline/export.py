@@ -1,0 +1,340 @@
+"""Checkpoint, or any ONNX file, to a simplified, verified and self-contained ONNX file."""
+
+from __future__ import annotations
+
+__all__ = ["ExportOptions", "Exported", "SimplifyOptions", "export", "seeded_feeds", "simplify"]
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vntools.base.artifacts import (
+    SEAL_KEY,
+    check_output,
+    published,
+    require_file,
+    seal_and_hash,
+    sha256_file,
+)
+from vntools.base.errors import DataFault
+from vntools.base.provenance import version_of
+from vntools.base.tolerance import Tolerance
+from vntools.pipeline.listener import Listener, Stopwatch
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from vntools.export.graph import GraphStats
+    from vntools.export.rewrite import Rewrite, Skip
+    from vntools.models.checkpoint import Checkpoint
+    from vntools.verify.compare import Comparison
+
+_BATCHES = (1, 3)  # a seeded input of each, where the batch is dynamic
+_LARGEST_PROTOBUF = (1 << 31) - (1 << 20)  # bytes, with room for the graph
+_DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of :func:`export`.
+
+    Attributes:
+        ckpt: a checkpoint in the released format, training or deploy form.
+        out: the ONNX file to write.
+        arch, key, image_size: where the file does not tell, or to override it.
+        batch: a fixed batch; None leaves it dynamic.
+        opset: of the ONNX domain; None takes the newest that TensorRT 10 and 11 parse.
+        merge: whether the graph passes run; without them the training graph is only tidied.
+        force: overwrite a file that vntools did not write.
+    """
+
+    ckpt: Path
+    out: Path
+    arch: str | None = None
+    key: str | None = None
+    image_size: int | None = None
+    batch: int | None = None
+    opset: int | None = None
+    merge: bool = True
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class SimplifyOptions:
+    """Options of :func:`simplify`: the ONNX file to read and the one to write."""
+
+    source: Path
+    out: Path
+    force: bool = False
+
+
+@dataclass
+class Exported:
+    """What :func:`export` or :func:`simplify` did.
+
+    Attributes:
+        before, after: the graph as it came and as it was written.
+        comparison: against float64, on every seeded input.
+        tolerance: what was allowed.
+        pytorch: against PyTorch's own float32 forward; None where there is no module.
+        seconds: by phase.
+    """
+
+    out: Path
+    sha256: str
+    size_bytes: int
+    before: GraphStats
+    after: GraphStats
+    rewrites: list[Rewrite]
+    skips: list[Skip]
+    comparison: Comparison
+    tolerance: Tolerance
+    pytorch: Comparison | None
+    metadata: dict[str, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON."""
+        verify = {
+            "relative_l2": self.comparison.relative_l2,
+            "max_abs": self.comparison.max_abs,
+            "top1_agreement": self.comparison.top1_agreement,
+            "allowed": self.tolerance.max_relative_l2,
+        }
+        if self.pytorch is not None:
+            verify["pytorch_relative_l2"] = self.pytorch.relative_l2
+        return {
+            "out": str(self.out),
+            "sha256": self.sha256,
+            "bytes": self.size_bytes,
+            "graph": {"before": self.before.to_record(), "after": self.after.to_record()},
+            "rewrites": [r.to_record() for r in self.rewrites],
+            "skips": [s.to_record() for s in self.skips],
+            "verify": verify,
+            "metadata": self.metadata,
+            "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+        }
+
+
+def export(options: ExportOptions, listener: Listener) -> Exported:
+    """A checkpoint to a merged, verified, self-contained ONNX file.
+
+    The graph is held against two references before it is published, on seeded inputs at the
+    exported size: the traced graph in float64, and PyTorch's float32 forward of the module.
+
+    Raises:
+        VntoolsError: as the parts do; nothing has been written then.
+    """
+    require_file(options.ckpt)
+    check_output(options.out, force=options.force, inputs=(options.ckpt,))
+    phase = Stopwatch(listener)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(sha256_file, options.ckpt)
+        with phase("load"):
+            checkpoint, module = _load(options, listener)
+        from vntools.export.trace import DEFAULT_OPSET, trace
+        from vntools.models.vanillanet import deploy_name
+
+        size = checkpoint.preprocessing.image_size
+        with phase("trace"):
+            opset = options.opset or DEFAULT_OPSET
+            raw = trace(module, size, batch=options.batch, opset=opset)
+        feeds = seeded_feeds(raw)
+        with phase("pytorch"):
+            native = _pytorch(module, feeds)
+        metadata = _metadata(checkpoint, options, digest.result())
+    del module, checkpoint
+    target = _Target(options.out, options.force, options.merge, deploy_name)
+    return _finish(raw, feeds, native, target, metadata, phase)
+
+
+def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
+    """Any ONNX file through the passes and onnxsim, verified against itself in float64.
+
+    Raises:
+        VntoolsError: as the parts do; nothing has been written then.
+    """
+    from vntools.export.load import load_onnx
+
+    require_file(options.source)
+    check_output(options.out, force=options.force, inputs=(options.source,))
+    phase = Stopwatch(listener)
+    with phase("load"):
+        raw, digest = load_onnx(options.source)
+    kept = {k: v for k, v in raw.metadata_props.items() if k != SEAL_KEY}
+    metadata = {**kept, **_stamp(options.source, digest)}
+    raw.metadata_props.clear()
+    feeds = seeded_feeds(raw)
+    return _finish(raw, feeds, None, _Target(options.out, options.force), metadata, phase)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where to, and how."""
+
+    out: Path
+    force: bool
+    merge: bool = True
+    rename: Callable[[str], str] | None = None
+
+
+def _load(options: ExportOptions, listener: Listener) -> tuple[Checkpoint, nn.Module]:
+    from vntools.models.checkpoint import load_checkpoint, require_merged, to_module
+
+    checkpoint = load_checkpoint(
+        options.ckpt, key=options.key, arch=options.arch, image_size=options.image_size
+    )
+    for note in checkpoint.notes:
+        listener.note(note)
+    for code, text in checkpoint.warnings:
+        listener.warn(code, text)
+    if options.merge:
+        require_merged(checkpoint)
+    return checkpoint, to_module(checkpoint)
+
+
+def _stamp(source: Path, digest: str) -> dict[str, str]:
+    """Metadata that every file of ours has: its stage, and the artifact before it."""
+    return {
+        "vntools.version": version_of("vntools") or "",
+        "vntools.stage": "verified",
+        "vntools.source": source.name,
+        "vntools.source_sha256": digest,
+    }
+
+
+def _metadata(checkpoint: Checkpoint, options: ExportOptions, digest: str) -> dict[str, str]:
+    arch, value = checkpoint.arch, checkpoint.lambda_.value
+    return {
+        **_stamp(options.ckpt, digest),
+        "vntools.model": arch.name,
+        "vntools.form": checkpoint.form if options.merge else f"{checkpoint.form}, not merged",
+        "vntools.weights": checkpoint.key_used or "",
+        "vntools.lambda": "assumed 1" if checkpoint.lambda_.assumed else f"{value:g}",
+        "vntools.classes": str(arch.num_classes),
+        "vntools.preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
+    }
+
+
+def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
+    """Seeded inputs: standard normal at batch 1 and 3, or two of the batch that is fixed."""
+    import numpy as np
+
+    made: list[dict[str, NDArray[Any]]] = []
+    for seed, batch in enumerate(_BATCHES):
+        rng = np.random.default_rng(seed)
+        feed: dict[str, NDArray[Any]] = {}
+        for value in model.graph.inputs:
+            if value.is_initializer() or value.name is None:
+                continue
+            if value.shape is None or value.dtype is None:
+                raise DataFault("onnx.shape", f"input {value.name} has no type or rank")
+            dims = [
+                d if isinstance(d, int) else batch if i == 0 else _DYNAMIC_EXTENT
+                for i, d in enumerate(value.shape)
+            ]
+            drawn = rng.standard_normal(dims)
+            feed[value.name] = drawn.astype(value.dtype.numpy())
+        made.append(feed)
+    return made
+
+
+def _pytorch(
+    module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[dict[str, NDArray[Any]]]:
+    """PyTorch's own float32 forward of the module."""
+    import torch
+
+    with torch.inference_mode():
+        return [{"logits": module(torch.from_numpy(f["input"])).numpy()} for f in feeds]
+
+
+def _finish(
+    raw: ir.Model,
+    feeds: list[dict[str, NDArray[Any]]],
+    native: list[dict[str, NDArray[Any]]] | None,
+    target: _Target,
+    metadata: dict[str, str],
+    phase: Stopwatch,
+) -> Exported:
+    """Raw graph to published file: passes, onnxsim, verification, seal."""
+    from vntools.export.graph import stats
+    from vntools.export.naming import rename
+    from vntools.export.rewrite import Applied, apply_passes
+    from vntools.export.simplify import tidy
+    from vntools.verify.compare import FLOAT32_FACTOR, FLOAT32_FLOOR, compare
+    from vntools.verify.float32 import run_float32
+    from vntools.verify.float64 import evaluate
+
+    before = stats(raw.graph)
+    merged = raw.clone()
+    with phase("merge") as advance:
+        applied = Applied()
+        if target.merge:
+            applied = apply_passes(merged.graph, advance=lambda _: advance())
+    with phase("onnxsim"):
+        merged = tidy(merged)
+        if target.rename is not None:
+            rename(merged.graph, target.rename)
+    with phase("float64 reference"):
+        want = [evaluate(raw.graph, feed) for feed in feeds]
+    with phase("float32 noise"):
+        noise = compare(
+            list(zip(run_float32(raw, feeds), want, strict=True)), "the unsimplified graph"
+        )
+    tolerance = Tolerance(
+        max(FLOAT32_FACTOR * noise.relative_l2, FLOAT32_FLOOR),
+        same_top1=True,
+        why="rounding of the unsimplified float32 graph in this run, times 8",
+    )
+    del raw
+    after = stats(merged.graph)
+    data = _serialized(merged, metadata)
+    del merged
+    with phase("verify"):
+        got = run_float32(data, feeds)
+        what = "the exported graph against float64"
+        comparison = compare(list(zip(got, want, strict=True)), what).require(tolerance, what)
+        pytorch = None
+        if native is not None:
+            what = "the exported graph against PyTorch"
+            pytorch = compare(list(zip(got, native, strict=True)), what).require(tolerance, what)
+    with phase("publish"), published(target.out, force=target.force, size_hint=len(data)) as f:
+        tail, digest = seal_and_hash(data)
+        f.write(data)
+        f.write(tail)
+    return Exported(
+        target.out,
+        digest,
+        len(data) + len(tail),
+        before,
+        after,
+        applied.rewrites,
+        applied.skips,
+        comparison,
+        tolerance,
+        pytorch,
+        metadata,
+        phase.seconds,
+    )
+
+
+def _serialized(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a model; the same model gives the same bytes.
+
+    Raises:
+        DataFault: ``onnx.too_big``: beyond the 2 GiB that protobuf can hold.
+    """
+    import onnx_ir as ir
+
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    if size >= _LARGEST_PROTOBUF:
+        raise DataFault("onnx.too_big", f"its weights take {size / 1e9:.1f} GB, protobuf holds 2")
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)

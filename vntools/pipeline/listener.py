@@ -1,0 +1,43 @@
+"""Who hears how the work goes on, and how long each phase took."""
+
+from __future__ import annotations
+
+__all__ = ["Listener", "Stopwatch"]
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Who hears how the work goes on; the command line's console is one."""
+
+    def note(self, text: str) -> None:
+        """Something the user may do without."""
+        ...
+
+    def warn(self, code: str, text: str) -> None:
+        """Something the user should read."""
+        ...
+
+    def progress(
+        self, description: str, total: int | None = None
+    ) -> AbstractContextManager[Callable[..., None]]:
+        """A phase; what it yields is called once a step."""
+        ...
+
+
+class Stopwatch:
+    """Seconds by phase, each shown to the listener while it lasts."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.seconds: dict[str, float] = {}
+        self._listener = listener
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[Callable[..., None]]:
+        start = time.perf_counter()
+        with self._listener.progress(phase) as advance:
+            yield advance
+        self.seconds[phase] = time.perf_counter() - start

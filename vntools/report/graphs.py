@@ -1,0 +1,74 @@
+"""Graphs before and after, as text."""
+
+from __future__ import annotations
+
+__all__ = ["exported_text", "op_table"]
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vntools.export.graph import GraphStats
+    from vntools.export.rewrite import Rewrite
+    from vntools.pipeline.export import Exported
+
+
+def op_table(before: GraphStats, after: GraphStats) -> list[str]:
+    """Lines: each operator's count before and after, then nodes, parameters, MACs and size."""
+    names = sorted(before.ops.keys() | after.ops.keys())
+    rows = [(n, str(before.ops.get(n, 0)), str(after.ops.get(n, 0))) for n in names]
+    rows += [
+        ("nodes", str(before.nodes), str(after.nodes)),
+        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+        ("MACs", _count(before.macs), _count(after.macs)),
+        ("weights, MB", f"{before.size_bytes / 1e6:.1f}", f"{after.size_bytes / 1e6:.1f}"),
+    ]
+    widths = [max(len(r[i]) for r in (*rows, ("", "before", "after"))) for i in range(3)]
+    return [
+        f"{name:{widths[0]}}  {was:>{widths[1]}}  {now:>{widths[2]}}"
+        for name, was, now in (("", "before", "after"), *rows)
+    ]
+
+
+def exported_text(done: Exported) -> str:
+    """What an export or a simplification did: rewrites, op table, proof, file."""
+    lines = [_rewrite_line(r) for r in done.rewrites]
+    lines += _skip_lines(done)
+    lines += ["", *op_table(done.before, done.after), ""]
+    c = done.comparison
+    lines.append(
+        f"relative L2 error against float64 {c.relative_l2:.2e} "
+        f"(allowed {done.tolerance.max_relative_l2:.2e}), largest difference {c.max_abs:.2e}, "
+        f"top-1 equal on {c.top1_agreement:.0%} of {c.samples} seeded inputs"
+    )
+    if done.pytorch is not None:
+        lines.append(
+            f"relative L2 difference to PyTorch's float32 {done.pytorch.relative_l2:.2e}"
+        )
+    total = sum(done.seconds.values())
+    lines.append(f"wrote {done.out} ({done.size_bytes / 1e6:.1f} MB) in {total:.1f} s")
+    return "\n".join(lines)
+
+
+def _rewrite_line(r: Rewrite) -> str:
+    moved = f"  {r.rule}: {' + '.join(r.nodes)}" + (f" -> {r.node}" if r.node else "")
+    if not r.parameters_before:
+        return moved
+    return (
+        f"{moved}; parameters {r.parameters_before:,} -> {r.parameters_after:,}, "
+        f"MACs {_count(r.macs_before)} -> {_count(r.macs_after)}, error {r.error:.1e}"
+    )
+
+
+def _skip_lines(done: Exported) -> Sequence[str]:
+    by_rule: dict[str, list[str]] = {}
+    for s in done.skips:
+        by_rule.setdefault(s.rule, []).append(f"{s.node}: {s.reason}")
+    return [
+        f"  {rule}: left alone at {len(reasons)} places, the first {reasons[0]}"
+        for rule, reasons in by_rule.items()
+    ]
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
