@@ -71,7 +71,7 @@ def trace(
 
     Returns:
         A model with the input ``input`` and the output ``logits``, without any trace of the machine
-        that made it. A convolution's node is named as its weight is.
+        that made it. A convolution's or BatchNormalization's node is named as its weight is.
 
     Raises:
         DataFault: ``export.training_mode``, where a part of the module is in training mode: the
@@ -160,6 +160,6 @@ def _anonymize(model: ir.Model) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-        weight = node.inputs[1] if node.op_type == "Conv" else None
+        weight = node.inputs[1] if node.op_type in ("Conv", "BatchNormalization") else None
         if weight is not None and weight.name:
             node.name = weight.name.removesuffix(".weight")

@@ -91,7 +91,7 @@ class Images:
 def digits() -> tuple[Images, Images]:
     """Scikit-learn's 1797 handwritten digits of 8x8 pixels: a training and a test part.
 
-    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI repository.
+    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI.
 
     Raises:
         Unavailable: scikit-learn is not installed.
@@ -111,7 +111,7 @@ def image_folder(path: str | os.PathLike[str]) -> tuple[Images, Images]:
 
     Raises:
         NoInput: ``data.missing``: no such folder.
-        DataFault: ``data.empty``: a class without images; ``data.classes``: ``val`` has others.
+        DataFault: ``data.empty``: a class without images; ``data.classes``: unlike in val.
     """
     root = Path(path)
     if not root.is_dir():

@@ -1,8 +1,8 @@
 """Deep training (sec. 3.1): the activation between two convolutions fades as a network learns.
 
-A small loop for small networks, not the paper's 300 epochs of ImageNet: AdamW, label smoothing,
-a learning rate with linear warm-up and cosine decay, averaged weights. The last epochs run at
-lambda = 1, so what is saved can be merged.
+A small loop for small networks, not the paper's 300 epochs of ImageNet: AdamW, label
+smoothing, a learning rate with linear warm-up and cosine decay, averaged weights. The last
+epochs run at lambda = 1, so what is saved can be merged.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class TrainOptions:
     """
 
     arch: Architecture
-    epochs: int = 15
-    decay_epochs: int = 10
+    epochs: int = 12
+    decay_epochs: int = 8
     schedule: Schedule = "linear"
     batch_size: int = 64
     learning_rate: float = 3e-3
@@ -94,7 +94,7 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network: the content of a checkpoint in the released format, and its history."""
+    """A trained network: the content of its checkpoint, and how training went."""
 
     arch: Architecture
     content: dict[str, object]
@@ -212,7 +212,7 @@ class _Run:
         self.optimizer.step()
         self.steps_done += 1
         if self.average is not None and self.options.ema_decay is not None:
-            # The average follows closely at first, or it would keep the initial weights for long.
+            # The average follows closely at first, or it would long keep the initial weights.
             early = self.steps_done / (9 + self.steps_done)
             _follow(self.average, self.network, decay=min(self.options.ema_decay, early))
         return loss.item()

@@ -34,8 +34,8 @@ class FadingActivation(nn.Module):
     """The activation that deep training removes (Eq. 1).
 
     A'(x) = (1 - lambda) relu(x) + lambda x is a leaky ReLU of negative slope lambda. It is
-    always written as one, so that the traced graph shows the slope; a slope of exactly 1 is what
-    lets two convolutions be merged.
+    always written as one, so that the traced graph shows the slope: exactly 1 is what lets two
+    convolutions be merged.
     """
 
     def __init__(self, activation_lambda: float = 1.0) -> None:

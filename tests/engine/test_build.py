@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from onnx import TensorProto, helper, parser
 
 from vntools.base.errors import DataFault, Interrupted, TryLater, UsageFault
-from vntools.engine.backend import choose, gpu_count
+from vntools.engine.backend import choose
 from vntools.engine.build import BuildOptions, build
 from vntools.engine.log import collected, logger
 from vntools.engine.precision import check_convolutions
@@ -67,7 +68,7 @@ def test_batches_by_default_and_of_a_fixed_graph(rtx, chain):
     data = chain(batch=4).SerializeToString()
     for options in (BuildOptions(rtx), BuildOptions(rtx, opt_batch=4, min_batch=4)):
         fixed = build(data, options).record["profile"]["input"]
-        assert fixed == dict.fromkeys(("min", "opt", "max"), [4, 3, 32, 32])
+        assert fixed == {k: [4, 3, 32, 32] for k in ("min", "opt", "max")}
     with pytest.raises(UsageFault, match="fixed at 4; another"):
         build(data, BuildOptions(rtx, max_batch=8))
 
@@ -117,8 +118,9 @@ def test_what_the_parser_refuses(rtx):
     with pytest.raises(DataFault, match=r"\(Bar\): ") as caught:
         build(model.SerializeToString(), BuildOptions(rtx))
     assert caught.value.code == "onnx.unsupported"
-    with pytest.raises(DataFault, match="onnx"):
+    with pytest.raises(DataFault, match="Failed to parse") as caught:
         build(b"\x80 no protobuf" * 9, BuildOptions(rtx))
+    assert caught.value.code == "onnx.format"
 
 
 def test_progress_counts_every_phase_to_its_end(rtx, chain):
@@ -138,8 +140,10 @@ def test_progress_counts_every_phase_to_its_end(rtx, chain):
 class Raiser:
     """A progress callback that sends this process a signal at its first or its last call."""
 
-    def __init__(self, when: str, signum: int = signal.SIGINT) -> None:
-        self.when, self.signum, self.calls, self.sent = when, signum, 0, False
+    def __init__(self, when: str, signum: int, taken: Callable[[], bool]) -> None:
+        self.when, self.signum, self.taken = when, signum, taken
+        self.calls = 0
+        self.sent = False
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         self.calls += 1
@@ -147,7 +151,14 @@ class Raiser:
         if due and not self.sent:
             self.sent = True
             os.kill(os.getpid(), self.signum)
-            time.sleep(0.05)  # the main thread takes it meanwhile
+            wait_for(self.taken)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Give the main thread time to run a signal handler; a missing one fails the test later."""
+    deadline_s = time.perf_counter() + 5
+    while not condition() and time.perf_counter() < deadline_s:
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -164,7 +175,7 @@ def handler():
 def test_a_signal_during_a_callback_that_sets_a_flag(rtx, chain, handler, when, signum):
     flag: list[int] = []
     handler(signum, lambda number, _frame: flag.append(number))
-    progress = Raiser(when, signum)
+    progress = Raiser(when, signum, lambda: bool(flag))
     with pytest.raises(Interrupted) as caught:
         build(
             chain().SerializeToString(),
@@ -180,10 +191,9 @@ def test_a_signal_during_a_callback_that_sets_a_flag(rtx, chain, handler, when, 
 @pytest.mark.parametrize("when", ["first", "last"])
 def test_a_signal_during_a_callback_with_pythons_own_handler(rtx, chain, handler, when):
     handler(signal.SIGINT, signal.default_int_handler)
-    progress = Raiser(when)
+    progress = Raiser(when, signal.SIGINT, lambda: True)
     with pytest.raises(KeyboardInterrupt):
         build(chain().SerializeToString(), BuildOptions(rtx), progress=progress)
-    assert progress.calls == 1 or when == "last"
 
 
 def test_what_a_callback_raises_comes_out_and_the_next_build_works(rtx, chain):
@@ -217,13 +227,11 @@ def test_a_build_does_not_hold_back_signal_handlers(rtx, chain, handler):
         if not sent_at_s:
             sent_at_s.append(time.perf_counter())
             os.kill(os.getpid(), signal.SIGTERM)
-            deadline_s = sent_at_s[0] + 5
-            while not ran_at_s and time.perf_counter() < deadline_s:
-                time.sleep(0.001)
+            wait_for(lambda: bool(ran_at_s))
 
     build(chain().SerializeToString(), BuildOptions(rtx), progress=progress)
     assert ran_at_s
-    assert ran_at_s[0] - sent_at_s[0] < 1
+    assert ran_at_s[0] - sent_at_s[0] < 4
 
 
 def test_messages_of_builds_are_kept_apart(rtx, chain):
@@ -277,8 +285,6 @@ def test_a_process_that_built_ends_well(chain, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_tensorrt_on_a_gpu(chain, convs_of, precision, tmp_path):
-    if gpu_count() == 0:
-        pytest.skip("no GPU answers")
     cache = tmp_path / "timing.cache"
     model = chain(precision)
     for _ in range(2):

@@ -88,7 +88,7 @@ def test_one_convolution_in_another_precision_closes_the_gate(rtx, chain, convs_
 
 
 def test_a_convolution_that_tensorrt_takes_down_closes_the_gate(rtx, chain, convs_of):
-    # TensorRT-RTX 1.7 builds Cast -> Conv -> Cast in the type around it, strongly typed or not.
+    # TensorRT-RTX 1.7 builds Cast -> Conv -> Cast in the type around it, typing or not.
     model = chain("fp16", odd=("depthwise",))
     built = build(model.SerializeToString(), BuildOptions(rtx))
     asked = convs_of(model, "fp16") | {"depthwise": "fp32"}

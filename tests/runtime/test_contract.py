@@ -73,7 +73,11 @@ def _close(found: np.ndarray, wanted: np.ndarray) -> bool:
 def test_specifications_and_details(closed: Runner):
     with closed as runner:
         (given,), (got,) = runner.inputs, runner.outputs
-        assert (given.name, given.shape, given.dtype) == ("input", ("batch", 3, 5, 4), "float32")
+        assert (given.name, given.shape, given.dtype) == (
+            "input",
+            ("batch", 3, 5, 4),
+            "float32",
+        )
         assert (got.name, got.shape, got.dtype) == ("logits", ("batch", 4, 5, 4), "float32")
         assert str(given) == "input: float32 batchx3x5x4"
         assert runner.backend

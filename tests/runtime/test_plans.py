@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -96,7 +97,9 @@ def test_a_plan_that_is_not_ours_is_refused_before_tensorrt(
 ):
     untouchable = object()  # any use of it is an AttributeError
     monkeypatch.setattr(
-        trt_runner, "load", lambda name: Backend(name, "11.4.1", untouchable)  # type: ignore[arg-type]
+        trt_runner,
+        "load",
+        lambda name: Backend(name, "11.4.1", untouchable),  # type: ignore[arg-type]
     )
     error = refusal(written(**changes))
     assert (type(error), error.code) == (kind, code)
@@ -154,11 +157,19 @@ def test_without_a_gpu_it_ends_at_once_and_says_what_is_missing(
 ):
     monkeypatch.setattr(trt_runner, "gpu_count", lambda: 0)
     monkeypatch.setattr(trt_runner, "read_input", lambda path: pytest.fail("it read the plan"))
-    for present, missing in ((set(), "GPU whose driver answers, PyCUDA, TensorRT"), ({"pycuda"}, ", TensorRT"), ({"pycuda", "tensorrt"}, "answers;")):
-        monkeypatch.setattr(
-            trt_runner.importlib.util, "find_spec", lambda name, p=present: name in p or None
-        )
-        error = refusal(written())
+    cases: list[tuple[set[str], str]] = [
+        (set(), "GPU whose driver answers, PyCUDA, TensorRT"),
+        ({"pycuda"}, "answers, TensorRT"),
+        ({"pycuda", "tensorrt_rtx_bindings"}, "answers;"),
+    ]
+    for present, missing in cases:
+
+        def find_spec(name: str, present: set[str] = present) -> object:
+            return name if name in present else None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", find_spec)
+            error = refusal(written())
         assert (type(error), error.code, error.exit_status) == (Unavailable, "gpu.none", 69)
         assert missing in error.line()
 
@@ -175,7 +186,10 @@ except r.Unavailable:
 """
     heavy = ["pycuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch", "onnx"]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *heavy, "json"], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", code, *heavy, "json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert {m.split(".")[0] for m in done.stdout.split()} == {"json"}
 
@@ -229,7 +243,11 @@ def _uncapturable(trt: Any, gpu: Any) -> None:
     ("spoil", "flavour", "why"),
     [
         (_refuses, "tensorrt", "TensorRT refuses to enqueue"),
-        (_invalidated, "tensorrt", "cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
+        (
+            _invalidated,
+            "tensorrt",
+            "cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+        ),
         (_uninstantiable, "tensorrt", "cuGraphInstantiateWithFlags: 999"),
         (_uncapturable, "tensorrt-rtx", "allocates while it runs"),
     ],
@@ -294,8 +312,9 @@ def test_a_context_without_memory(trt: Any, plan: Any):
     assert e.value.code == "gpu.memory"
 
 
-def test_a_gpu_without_memory(gpu: Any, plan: Any, net: Any):
-    gpu.free_bytes = 500
+@pytest.mark.parametrize("free_bytes", [500, 2000])
+def test_a_gpu_without_memory(gpu: Any, plan: Any, net: Any, free_bytes: int):
+    gpu.free_bytes = free_bytes
     with plan() as runner, pytest.raises(TryLater) as e:
         runner.run({"input": net.images(8)})
     assert e.value.code == "gpu.memory"
@@ -324,20 +343,15 @@ def test_a_cuda_error_is_mapped_wherever_it_appears(
     with plan() as runner:
         runner.prepare({"input": net.images(1)})
         runner.clock.mark(0)
-        if call == "memcpy_htod_async":
-            monkeypatch.setattr(gpu.driver, call, fail)
-        else:
-            owner = next(iter(gpu.streams.values())) if call == "synchronize" else gpu.events[0]
-            monkeypatch.setattr(owner, call, fail)
-        step = {
-            "synchronize": runner.synchronize,
-            "record": lambda: runner.clock.mark(0),
-            "query": lambda: runner.clock.wait(0),
-            "memcpy_htod_async": runner.upload,
+        owner, step = {
+            "synchronize": (next(iter(gpu.streams.values())), runner.synchronize),
+            "record": (gpu.events[0], lambda: runner.clock.mark(0)),
+            "query": (gpu.events[0], lambda: runner.clock.wait(0)),
+            "memcpy_htod_async": (gpu.driver, runner.upload),
         }[call]
-        with pytest.raises(InternalFault) as e:
+        with monkeypatch.context() as patch, pytest.raises(InternalFault) as e:
+            patch.setattr(owner, call, fail)
             step()
-        monkeypatch.undo()
     assert e.value.code == "gpu.fault"
     assert "illegal memory access" in e.value.line()
 

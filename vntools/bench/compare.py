@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Comparison", "Contender", "Relation", "Verdict", "compare", "verdict"]
+__all__ = ["Comparison", "Contender", "Relation", "Verdict", "compare", "relate", "verdict"]
 
 import statistics
 import time

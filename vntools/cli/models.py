@@ -35,13 +35,13 @@ def command(console: Console) -> None:
     """List the VanillaNet architectures with their published figures.
 
     Parameters and MACs are those of the deploy form (--json has the training form's too).
-    Latencies are the authors', on an A100 at batch 1: PyTorch, TensorRT FP32 and FP16. In the last
-    column, numbers above 2 are output sizes of adaptive pooling.
+    Latencies are the authors', on an A100 at batch 1: PyTorch, TensorRT FP32 and FP16. Strides
+    above 2 are output sizes of adaptive pooling.
     """
     from vntools.models.arch import ARCHITECTURES
 
     records: list[dict[str, Any]] = []
-    rows = [_HEADER]
+    rows: list[tuple[str, ...]] = [_HEADER]
     for arch in ARCHITECTURES.values():
         deploy = {"parameters": arch.deploy_parameters(), "macs": arch.deploy_macs()}
         training = {"parameters": arch.training_parameters(), "macs": arch.training_macs()}

@@ -20,20 +20,12 @@ if TYPE_CHECKING:
     from vntools.models.train import EpochReport
 
 
-class _Integers(click.ParamType):
+def _integers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
     """Whole numbers with commas or spaces between."""
-
-    name = "integers"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(word) for word in str(value).replace(",", " ").split())
-        except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 64,128,256", param, ctx)
+    try:
+        return tuple(int(word) for word in value.replace(",", " ").split())
+    except ValueError as e:
+        raise click.BadParameter(f"{value!r} is no list such as 64,128,256") from e
 
 
 @click.command()
@@ -43,21 +35,23 @@ class _Integers(click.ParamType):
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Checkpoint to write."
 )
-@click.option("--dims", type=_Integers(), default="64,128,256,512", show_default=True)
-@click.option("--strides", type=_Integers(), default="2,2,1", show_default=True)
+@click.option("--dims", callback=_integers, default="64,128,256,512", show_default=True)
+@click.option("--strides", callback=_integers, default="2,2,1", show_default=True)
 @click.option(
     "--act-num", type=click.IntRange(0), default=3, show_default=True, help="n, Eq. 6."
 )
 @click.option("--image-size", type=click.IntRange(1), help="Default: 32 for digits, else 224.")
-@click.option("--epochs", type=click.IntRange(1), default=15, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True)
 @click.option(
     "--decay-epochs",
     type=click.IntRange(0),
-    default=10,
+    default=8,
     show_default=True,
     help="Epochs in which lambda goes from 0 to 1; the rest run at 1.",
 )
-@click.option("--schedule", type=click.Choice(["linear", "cosine"]), default="linear")
+@click.option(
+    "--schedule", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True
+)
 @click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True)
 @click.option("--lr", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -66,6 +60,7 @@ class _Integers(click.ParamType):
 @click.pass_obj
 def command(
     console: Console,
+    *,
     data: str,
     out: Path,
     dims: tuple[int, ...],

@@ -187,10 +187,12 @@ def _parse(onnx_bytes: bytes, network: Any, trt: Any) -> Any:
     """Fill ``network``; the parser owns the weights, so it lives until the build has ended."""
     parser = trt.OnnxParser(network, logger(trt))
     if not parser.parse(onnx_bytes):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        node = f"{errors[0].node_name()} ({errors[0].node_operator()}): " if errors else ""
-        reason = errors[0].desc() if errors else "the parser gave no reason"
-        raise DataFault("onnx.unsupported", f"TensorRT cannot take this graph: {node}{reason}")
+        error = parser.get_error(0) if parser.num_errors else None
+        reason = "it gave no reason" if error is None else error.desc()
+        if error is None or not error.node_operator():
+            raise DataFault("onnx.format", f"TensorRT cannot read this model: {reason}")
+        node = f"{error.node_name()} ({error.node_operator()})"
+        raise DataFault("onnx.unsupported", f"TensorRT cannot build {node}: {reason}")
     # The parser takes an empty file, and a web page, for a model without a graph.
     if not (network.num_inputs and network.num_outputs):
         raise DataFault("onnx.format", "not an ONNX model with inputs and outputs")

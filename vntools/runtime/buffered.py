@@ -35,8 +35,16 @@ class Buffers:
         outputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
     ) -> None:
         self._cuda = cuda
-        self._inputs = {n: cuda.allocate(a.shape, a.dtype) for n, a in inputs.items()}
-        self._outputs = {n: cuda.allocate(*o) for n, o in outputs.items()}
+        self._inputs: dict[str, tuple[NDArray[Any], Any]] = {}
+        self._outputs: dict[str, tuple[NDArray[Any], Any]] = {}
+        try:
+            for name, array in inputs.items():
+                self._inputs[name] = cuda.allocate(array.shape, array.dtype)
+            for name, (shape, dtype) in outputs.items():
+                self._outputs[name] = cuda.allocate(shape, dtype)
+        except BaseException:
+            self.free()
+            raise
         pairs = self._inputs | self._outputs
         self.addresses = {name: int(device) for name, (_, device) in pairs.items()}
         self.fill(inputs)
