@@ -18,7 +18,7 @@ check: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench-export: .venv/ready-test
 	$(BIN)/python docs/bench_export.py

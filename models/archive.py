@@ -46,6 +46,7 @@ _ALLOWED_GLOBALS = {
 }
 # Opcodes that import or call by other ways than GLOBAL and REDUCE; torch.save writes none.
 _REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "INST", "NEWOBJ_EX", "OBJ", "STACK_GLOBAL"}
+_DAMAGED = "the file is damaged (fetch it again), or was saved without checksums"
 _RESAVE = 're-save the weights alone: torch.save({"model": state_dict}, ...)'
 
 
@@ -76,7 +77,7 @@ class Archive:
             raise DataFault(
                 "ckpt.crc",
                 f"the bytes of {name} fail their CRC",
-                hint="the file is damaged (fetch it again), or was saved without checksums",
+                hint=_DAMAGED,
             )
 
 
@@ -136,9 +137,7 @@ def _check_records(file: IO[bytes]) -> frozenset[tuple[int, int]]:
             _check_globals(archive.read(pickle))
     except zipfile.BadZipFile as e:
         if "CRC" in str(e):
-            raise DataFault(
-                "ckpt.crc", "its pickle fails its CRC", hint="fetch it again"
-            ) from e
+            raise DataFault("ckpt.crc", "its pickle fails its CRC", hint=_DAMAGED) from e
         why = "ends early or has a damaged zip directory"
         raise DataFault("ckpt.truncated", why, hint="fetch it again") from e
     except (NotImplementedError, ValueError, EOFError, struct.error, RuntimeError) as e:

@@ -146,9 +146,12 @@ def require_merged(checkpoint: Checkpoint) -> None:
     info = checkpoint.lambda_
     if info.value is None or info.value == 1.0:
         return
+    shown = f"{info.value:.4g}"
+    if shown == "1":
+        shown = f"1 - {1 - info.value:.1g}"
     raise DataFault(
         "ckpt.lambda",
-        f"epoch {info.epoch} of decay_epochs {info.decay_epochs}: lambda = {info.value:.4g}, "
+        f"epoch {info.epoch} of decay_epochs {info.decay_epochs}: lambda = {shown}, "
         "so its convolutions cannot be merged yet",
         hint="--no-merge exports the network as it is",
         path=checkpoint.path,

@@ -1,14 +1,59 @@
-"""The lambda of Eq. 1: how deep training moves it from 0 to 1, and what a checkpoint tells."""
+"""Deep training as numbers: its options, and the lambda of Eq. 1 that it moves from 0 to 1."""
 
 from __future__ import annotations
 
-__all__ = ["LambdaInfo", "Schedule", "lambda_at", "lambda_of"]
+__all__ = ["LambdaInfo", "Schedule", "TrainOptions", "lambda_at", "lambda_of"]
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vntools.base.errors import UsageFault
+from vntools.models.arch import Architecture
+
 Schedule = Literal["linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What is trained, and how.
+
+    Attributes:
+        arch: the network; classes and crop ratio will be those of the data.
+        epochs: passes over the data, more than ``decay_epochs``.
+        decay_epochs: epochs in which lambda grows from 0 towards 1.
+        schedule: how lambda grows.
+        batch_size: images a step.
+        learning_rate: its highest value, behind the warm-up.
+        weight_decay: of convolution weights.
+        warmup_epochs: in which the learning rate grows linearly.
+        label_smoothing: the part of the target that is spread over all classes.
+        ema_decay: of the averaged weights, a step; None for no average.
+        seed: of initial weights, order and cropping.
+
+    Raises:
+        UsageFault: ``train.epochs``: training would end below lambda = 1.
+    """
+
+    arch: Architecture
+    epochs: int = 12
+    decay_epochs: int = 8
+    schedule: Schedule = "linear"
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    warmup_epochs: int = 1
+    label_smoothing: float = 0.1
+    ema_decay: float | None = 0.98
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay_epochs < self.epochs:
+            raise UsageFault(
+                "train.epochs",
+                f"{self.epochs} epochs with {self.decay_epochs} of decay end below lambda = 1",
+                hint="give more --epochs than --decay-epochs",
+            )
 
 
 def lambda_at(epoch: int, decay_epochs: int, *, schedule: Schedule = "linear") -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ ONNX = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 
 
 class GraphBuilder:
-    """Nodes of a chain, each in the type of what it reads; convolutions cast where it differs."""
+    """Nodes of a chain, each in the type of what it reads; convolutions cast that."""
 
     def __init__(self, precision: str, odd: tuple[str, ...], io: str) -> None:
         self.precision, self.odd = precision, odd
@@ -25,7 +26,7 @@ class GraphBuilder:
         self.types = {"input": io}
         self.rng = np.random.default_rng(0)
 
-    def node(self, op: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [f"{name}_out"], name, **attributes))
         self.types[f"{name}_out"] = self.types[inputs[0]]
         return f"{name}_out"
@@ -37,7 +38,7 @@ class GraphBuilder:
         self.types[y] = precision
         return y
 
-    def conv(self, x: str, name: str, shape: tuple[int, ...], **attributes: object) -> str:
+    def conv(self, x: str, name: str, shape: tuple[int, ...], **attributes: Any) -> str:
         """A convolution in the graph's precision, or in the other one where it is odd."""
         other = {"fp16": "fp32", "fp32": "fp16"}[self.precision]
         precision = other if name in self.odd else self.precision
@@ -59,7 +60,7 @@ def make_chain(
 ) -> onnx.ModelProto:
     """A VanillaNet-like chain on 32x32 images, in one precision but for ``odd`` convolutions.
 
-    Stem, ReLU, depthwise, 1x1, ReLU, pool, depthwise, mean, head; all inside ``width`` channels.
+    Stem, ReLU, depthwise, 1x1, ReLU, pool, depthwise, mean, head; ``width`` channels inside.
     """
     g = GraphBuilder(precision, odd, io)
     x = g.conv("input", "stem", (width, channels, 4, 4), strides=[4, 4])

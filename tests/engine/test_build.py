@@ -49,7 +49,7 @@ def test_a_plan_and_its_record(rtx, chain, precision, capabilities):
     }
     assert json.loads(json.dumps(built.record)) == built.record
     assert {"shape_call", "correlation", "maxpool", "kgen"} <= {
-        k.layer_type for k in built.kernels
+        k.layer_type for k in built.kernels or ()
     }
 
 
@@ -155,7 +155,7 @@ class Raiser:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Give the main thread time to run a signal handler; a missing one fails the test later."""
+    """Give the main thread time to run a signal handler; what is missing fails later."""
     deadline_s = time.perf_counter() + 5
     while not condition() and time.perf_counter() < deadline_s:
         time.sleep(0.001)
@@ -287,9 +287,11 @@ def test_a_process_that_built_ends_well(chain, tmp_path):
 def test_tensorrt_on_a_gpu(chain, convs_of, precision, tmp_path):
     cache = tmp_path / "timing.cache"
     model = chain(precision)
+    timings = b""
+    options = BuildOptions(choose("tensorrt"), timing_cache=cache)
     for _ in range(2):
-        options = BuildOptions(choose("tensorrt"), timing_cache=cache)
         built = build(model.SerializeToString(), options)
         check_convolutions(convs_of(model, precision), built.kernels)
-        assert cache.stat().st_size > 0
-    assert built.record["timing_cache"] is not None
+        assert (built.record["timing_cache"] is None) == (not timings)
+        timings = cache.read_bytes()
+        assert timings

@@ -66,7 +66,7 @@ def test_a_kernel_without_operands():
     [
         ("[ONNX Layer: a][ONNX Layer: b]", ("a", "b")),
         ("[ONNX Layer: a]\x1f[ONNX Layer: b]", ("a", "b")),
-        ("[ONNX Layer: a]\x1e[ONNX Layer: a]", ("a",)),
+        ("[ONNX Layer: a]\x1e[ONNX Layer: b]\x1e[ONNX Layer: a]", ("a", "b")),
         ("[ONNX Layer: a]\x1f[ONNX Layer: b]__gemm_from_conv1x1", ("a", "b")),
         ("[ONNX Layer: a]__gemm_from_conv1x1\x1f[ONNX Layer: b]", ("a", "b")),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def kernel(
     )
 
 
-def closed(convs: dict[str, str], kernels: list[Kernel] | None) -> str:
+def closed(convs: dict[str, str], kernels: Sequence[Kernel] | None) -> str:
     """What the gate says when it closes."""
     with pytest.raises(CheckFailed) as caught:
         check_convolutions(convs, kernels)
@@ -80,7 +81,7 @@ def test_the_stem_behind_a_kernel_that_pads_channels(rtx, chain, convs_of, chann
 def test_one_convolution_in_another_precision_closes_the_gate(rtx, chain, convs_of, odd):
     model = chain("fp16", odd=(odd,))
     built = build(model.SerializeToString(), BuildOptions(rtx))
-    message = closed(convs_of(model, "fp16"), list(built.kernels))
+    message = closed(convs_of(model, "fp16"), built.kernels)
     assert message.startswith("1 of 5 convolutions were not built in fp16")
     assert f": {odd} (fp32)" in message
     asked = convs_of(model, "fp16") | {odd: "fp32"}
@@ -92,19 +93,19 @@ def test_a_convolution_that_tensorrt_takes_down_closes_the_gate(rtx, chain, conv
     model = chain("fp16", odd=("depthwise",))
     built = build(model.SerializeToString(), BuildOptions(rtx))
     asked = convs_of(model, "fp16") | {"depthwise": "fp32"}
-    message = closed(asked, list(built.kernels))
+    message = closed(asked, built.kernels)
     assert message == "1 of 5 convolutions were not built in fp32: depthwise (fp16)"
 
 
 def test_a_dropped_kernel_closes_the_gate(rtx, chain, convs_of):
     model = chain("fp16")
     convs = convs_of(model, "fp16")
-    built = build(model.SerializeToString(), BuildOptions(rtx))
-    for report in check_convolutions(convs, built.kernels):
-        fewer = [k for k in built.kernels if k.name != report.kernel]
+    kernels = build(model.SerializeToString(), BuildOptions(rtx)).kernels or ()
+    for report in check_convolutions(convs, kernels):
+        fewer = [k for k in kernels if k.name != report.kernel]
         assert f"{report.conv} (no kernel has its weights)" in closed(convs, fewer)
     # Metadata without the convolution's name is no better than no kernel.
-    nameless = [replace(k, onnx_layers=()) for k in built.kernels]
+    nameless = [replace(k, onnx_layers=()) for k in kernels]
     assert closed(convs, nameless).startswith("5 of 5")
 
 
@@ -148,6 +149,28 @@ def test_a_kernel_that_only_adds_the_bias_is_not_taken_for_the_convolution():
     (report,) = check_convolutions({"conv": "int8"}, [quantised, bias])
     assert report.kernel == "int8"
     assert "conv (fp32)" in closed({"conv": "int8"}, [bias])
+
+
+def test_a_generated_kernel_is_taken_only_where_no_other_has_weights():
+    table = Tensor("table", (1, 8, 32, 32), "fp32")
+    around = replace(
+        kernel("conv", layer_type="kgen", inputs=("fp32",)), constants=(table,), name="around"
+    )
+    assert check_convolutions({"conv": "fp16"}, [around, kernel("conv")])[0].kernel == "k"
+    assert check_convolutions({"conv": "fp32"}, [around])[0].kernel == "around"
+
+
+def test_a_kernel_with_nothing_but_scales_has_no_weights():
+    scales = replace(kernel("conv"), constants=(Tensor("scale", (1,), "fp16"),))
+    assert "no kernel" in closed({"conv": "fp16"}, [scales])
+
+
+def test_a_generated_kernel_may_cast_what_it_reads():
+    # As TensorRT-RTX does for a 1x1 convolution of one channel right behind a cast.
+    cast = kernel("conv", name="__myl_CastMul", layer_type="kgen", inputs=("fp32",))
+    assert check_convolutions({"conv": "fp16"}, [cast])[0].as_asked
+    assert closed({"conv": "fp32"}, [cast])
+    assert closed({"conv": "fp16"}, [replace(cast, name="__myl_MulCast")])
 
 
 def test_zeros_that_pad_channels_are_no_weights():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -77,7 +78,7 @@ class FakeEvent:
     def __init__(self, gpu: FakeGpu) -> None:
         self.gpu, self.at_ms = gpu, -1.0
         self.stream: FakeStream | None = None
-        gpu.events.append(self)
+        gpu.made.append(weakref.ref(self))
 
     def record(self, stream: FakeStream) -> None:
         self.stream, self.at_ms = stream, -1.0
@@ -119,7 +120,7 @@ class FakeGpu:
         self.handles = itertools.count(1)
         self.memory: dict[int, bytearray] = {}
         self.streams: dict[int, FakeStream] = {}
-        self.events: list[FakeEvent] = []
+        self.made: list[weakref.ref[FakeEvent]] = []
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.contexts = 0
         self.now_ms = 0.0
@@ -127,6 +128,10 @@ class FakeGpu:
         self.launches = 0
         self.driver = self._pycuda()
         self.library = FakeLibrary(self)
+
+    def events(self) -> list[FakeEvent]:
+        """The events that are alive."""
+        return [event for ref in self.made if (event := ref()) is not None]
 
     def _pycuda(self) -> Any:
         gpu = self
@@ -139,6 +144,7 @@ class FakeGpu:
                 gpu.contexts += 1
 
             def pop(self) -> None:
+                assert not gpu.events(), "events outlive their context"
                 gpu.contexts -= 1
 
         def upload(address: Any, host: np.ndarray, stream: FakeStream) -> None:
@@ -179,13 +185,26 @@ class FakeLibrary:
         self.gpu = gpu
         self.failing: dict[str, int] = {}
         self.open_graphs: set[int] = set()
+        self._functions: dict[str, Callable[..., int]] = {
+            "cuStreamBeginCapture_v2": self._begin,
+            "cuStreamEndCapture": self._end,
+            "cuGraphGetNodes": self._count,
+            "cuGraphInstantiateWithFlags": self._instantiate,
+            "cuGraphLaunch": self._launch,
+            "cuGraphDestroy": self._destroy,
+            "cuGraphExecDestroy": self._destroy,
+            "cuGetErrorName": self._name,
+        }
 
-    def cuStreamBeginCapture_v2(self, stream: ctypes.c_void_p, mode: ctypes.c_int) -> int:
+    def __getattr__(self, function: str) -> Callable[..., int]:
+        return self._functions[function]
+
+    def _begin(self, stream: ctypes.c_void_p, mode: ctypes.c_int) -> int:
         assert mode.value == 1, "capture must watch this thread alone"
         self._stream(stream).captured = []
         return 0
 
-    def cuStreamEndCapture(self, stream: ctypes.c_void_p, graph: Any) -> int:
+    def _end(self, stream: ctypes.c_void_p, graph: Any) -> int:
         work, self._stream(stream).captured = self._stream(stream).captured, None
         assert work is not None
         if status := self.failing.get("cuStreamEndCapture"):
@@ -193,31 +212,29 @@ class FakeLibrary:
         graph._obj.value = self._new(work)
         return 0
 
-    def cuGraphGetNodes(self, graph: ctypes.c_void_p, nodes: None, count: Any) -> int:
+    def _count(self, graph: ctypes.c_void_p, nodes: None, count: Any) -> int:
         assert nodes is None
         count._obj.value = len(self.gpu.graphs[graph.value or 0])
         return 0
 
-    def cuGraphInstantiateWithFlags(self, out: Any, graph: Any, flags: Any) -> int:
+    def _instantiate(self, out: Any, graph: Any, flags: Any) -> int:
         assert flags.value == 0
         if status := self.failing.get("cuGraphInstantiateWithFlags"):
             return status
         out._obj.value = self._new(self.gpu.graphs[graph.value])
         return 0
 
-    def cuGraphLaunch(self, graph: ctypes.c_void_p, stream: ctypes.c_void_p) -> int:
+    def _launch(self, graph: ctypes.c_void_p, stream: ctypes.c_void_p) -> int:
         self.gpu.launches += 1
         for work in self.gpu.graphs[graph.value or 0]:
             self._stream(stream).put(work)
         return self.failing.get("cuGraphLaunch", 0)
 
-    def cuGraphDestroy(self, graph: ctypes.c_void_p) -> int:
+    def _destroy(self, graph: ctypes.c_void_p) -> int:
         self.open_graphs.remove(graph.value or 0)
         return 0
 
-    cuGraphExecDestroy = cuGraphDestroy
-
-    def cuGetErrorName(self, status: int, name: Any) -> int:
+    def _name(self, status: int, name: Any) -> int:
         name._obj.value = {901: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}.get(status)
         return 0
 
@@ -239,6 +256,7 @@ class FakeEngine:
     def __init__(self, trt: Any, gpu: FakeGpu) -> None:
         self.trt, self.gpu = trt, gpu
         self.shape: tuple[int, ...] = ()
+        self.initialised_for: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.context = SimpleNamespace(
             set_input_shape=self._set_input_shape,
@@ -285,7 +303,8 @@ class FakeEngine:
 
     def _execute(self, handle: int) -> bool:
         stream = self.gpu.streams[handle]
-        if stream.captured is not None and not self.trt.runs_under_capture:
+        first, self.initialised_for = self.initialised_for != self.shape, self.shape
+        if stream.captured is not None and (first or not self.trt.runs_under_capture):
             return False
         if not self.trt.enqueues:
             return True

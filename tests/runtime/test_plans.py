@@ -1,4 +1,4 @@
-"""Plans: what is checked before TensorRT sees a byte, and the runner up to the driver's calls."""
+"""Plans: what is checked before TensorRT sees a byte, and the runner up to the driver."""
 
 from __future__ import annotations
 
@@ -24,11 +24,28 @@ from vntools.base.errors import (
     UsageFault,
     VntoolsError,
 )
-from vntools.engine.backend import Backend
+from vntools.engine.backend import Backend, choose
+from vntools.engine.build import BuildOptions, build
 from vntools.runtime import trt_runner
 from vntools.runtime.trt_runner import PlanRunner, open_plan
 
 PLAN = b"ftrt" + bytes(range(200))
+
+
+@pytest.mark.gpu
+def test_a_plan_built_here_is_captured_and_replayed(net: Any):
+    backend = choose()
+    built = build(net.onnx_model(), BuildOptions(backend, max_batch=4))
+    x = net.images(3)
+    with PlanRunner(built.plan, {"sha256": sha256_bytes(built.plan)}, backend) as runner:
+        graphed = runner.run({"input": x})["logits"]
+        assert runner.details["cuda_graph"] == "captured"
+        with pytest.raises(UsageFault, match="1x3x5x4 to 4x3x5x4"):
+            runner.run({"input": net.images(5)})
+    with PlanRunner(
+        built.plan, {"sha256": sha256_bytes(built.plan)}, backend, cuda_graph=False
+    ) as runner:
+        assert np.array_equal(runner.run({"input": x})["logits"], graphed)
 
 
 @pytest.fixture
@@ -44,7 +61,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
             "flavour": "tensorrt",
             "version": "11.4.1",
             "precision": "fp16",
-            "compute_capabilities": ["8.0"],
+            "compute_capabilities": [80],
         } | changes
         if sidecar:
             (tmp_path / "net.plan.json").write_text(json.dumps(record))
@@ -200,7 +217,8 @@ except r.Unavailable:
 @pytest.fixture
 def plan(trt: Any) -> Callable[..., PlanRunner]:
     def make(flavour: str = "tensorrt", **options: Any) -> PlanRunner:
-        return PlanRunner(b"plan", {"sha256": "0"}, Backend(flavour, "11.4.1", trt), **options)
+        sidecar = {"sha256": "0", "compute_capabilities": [89]}
+        return PlanRunner(b"plan", sidecar, Backend(flavour, "11.4.1", trt), **options)
 
     return make
 
@@ -303,6 +321,7 @@ def test_a_plan_that_tensorrt_refuses_says_why(trt: Any, plan: Any):
         pass
     assert e.value.code == "plan.refused"
     assert "this GPU is 8.0: the engine was built for another device" in e.value.line()
+    assert "built for SM89" in e.value.line()
 
 
 def test_a_context_without_memory(trt: Any, plan: Any):
@@ -337,7 +356,8 @@ def test_the_stream_does_not_wait_for_the_default_one(gpu: Any, plan: Any):
 def test_a_cuda_error_is_mapped_wherever_it_appears(
     gpu: Any, plan: Any, net: Any, monkeypatch: pytest.MonkeyPatch, call: str
 ):
-    def fail(*_: Any) -> None:
+    def fail(*arguments: Any) -> None:
+        del arguments  # the traceback would keep an event alive
         raise gpu.driver.Error("an illegal memory access was encountered")
 
     with plan() as runner:
@@ -345,8 +365,8 @@ def test_a_cuda_error_is_mapped_wherever_it_appears(
         runner.clock.mark(0)
         owner, step = {
             "synchronize": (next(iter(gpu.streams.values())), runner.synchronize),
-            "record": (gpu.events[0], lambda: runner.clock.mark(0)),
-            "query": (gpu.events[0], lambda: runner.clock.wait(0)),
+            "record": (type(gpu.events()[0]), lambda: runner.clock.mark(0)),
+            "query": (type(gpu.events()[0]), lambda: runner.clock.wait(0)),
             "memcpy_htod_async": (gpu.driver, runner.upload),
         }[call]
         with monkeypatch.context() as patch, pytest.raises(InternalFault) as e:

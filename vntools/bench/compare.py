@@ -18,8 +18,7 @@ from vntools.bench.measure import BenchOptions, Queries, environment, start
 from vntools.bench.statistics import median_interval
 from vntools.runtime.base import Runner
 
-_TURN_MS = 50.0  # a turn of one runner: long against a switch, short against drift
-_MAX_QUERIES = 1000  # of a turn
+_TURN_S = 0.05  # a turn of one runner: long against a switch, short against drift
 
 
 class Verdict(StrEnum):
@@ -161,7 +160,6 @@ def compare(
         raise UsageFault("bench.unlike", "a comparison needs two runners on the same device")
     for runner in runners.values():
         start(runner, options)
-    turns = {name: _turn(runner, options) for name, runner in runners.items()}
     rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in runners}
     rng = np.random.default_rng(options.seed)
     least_s = options.duration_s * len(runners)
@@ -169,7 +167,7 @@ def compare(
     while True:
         for index in rng.permutation(len(runners)):
             name = list(runners)[index]
-            rounds[name].append(_take_turn(runners[name], options, turns[name]))
+            rounds[name].append(_take_turn(runners[name], options))
         done = min(
             (time.perf_counter() - begin) / least_s if least_s else 1.0,
             len(rounds[next(iter(runners))]) / options.iterations,
@@ -200,18 +198,12 @@ def compare(
     )
 
 
-def _take_turn(runner: Runner, options: BenchOptions, queries: int) -> tuple[float, ...]:
-    """Latencies of ``queries`` queries, after one that is not counted."""
+def _take_turn(runner: Runner, options: BenchOptions) -> tuple[float, ...]:
+    """Latencies of the queries of one turn, after one that is not counted."""
     turn = Queries(runner, transfers=options.transfers)
-    turn.run(duration_s=0, at_least=queries + 1)
+    turn.run(duration_s=_TURN_S, at_least=2)
     s = turn.samples
     return tuple(map(sum, zip(s.h2d[1:], s.compute[1:], s.d2h[1:], strict=True)))
-
-
-def _turn(runner: Runner, options: BenchOptions) -> int:
-    """Queries in a turn of about ``_TURN_MS``."""
-    query_ms = statistics.median(_take_turn(runner, options, 3))
-    return int(min(_MAX_QUERIES, max(1, _TURN_MS / max(query_ms, 1e-6))))
 
 
 def relate(

@@ -2,8 +2,8 @@
 
 A file ``build_engine.py`` holds a click command named ``command``; ``vntools build-engine``
 runs it. Files whose names begin with an underscore are no commands. A command file imports
-click alone at its top, so that ``vntools --help`` stays quick. Errors end in one place, here:
-one line on standard error and the exit status of the error's class.
+nothing heavy at its top, so that ``vntools --help`` stays quick. Errors end in one place,
+here: one line on standard error and the exit status of the error's class.
 """
 
 from __future__ import annotations

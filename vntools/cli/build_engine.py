@@ -67,8 +67,8 @@ def _chosen(console: Console) -> Path:
 
 @click.command()
 @click.argument("model", type=Path, required=False, metavar="[MODEL.onnx]")
-@click.option("--fp16", "precision", flag_value="fp16", help="Half precision.")
-@click.option("--fp32", "precision", flag_value="fp32", help="Single precision (default).")
+@click.option("--fp16", is_flag=True, help="Half precision.")
+@click.option("--fp32", is_flag=True, help="Single precision, TF32 allowed (default).")
 @click.option("--io-type", type=click.Choice(["fp32", "fp16"]), default="fp32",
               show_default=True, help="Type of inputs and outputs.")  # fmt: skip
 @click.option("--out", "--saveEngine", type=Path, metavar="FILE", help="Plan to write.")
@@ -91,7 +91,8 @@ def _chosen(console: Console) -> Path:
 def command(
     console: Console,
     model: Path | None,
-    precision: str | None,
+    fp16: bool,
+    fp32: bool,
     io_type: str,
     out: Path | None,
     backend: str,
@@ -105,13 +106,15 @@ def command(
     force: bool,
 ) -> None:
     """Build a TensorRT plan and prove that it is what was asked for."""
+    if fp16 and fp32:
+        raise UsageFault("engine.precision_twice", "--fp16 and --fp32 exclude each other")
     from vntools.pipeline.engine import EngineOptions, build_engine
     from vntools.report.engines import engine_text
 
     options = EngineOptions(
         model or _chosen(console),
         out=out,
-        precision=precision or "fp32",
+        precision="fp16" if fp16 else "fp32",
         io_type=io_type,
         backend=backend,
         min_batch=min_batch,

@@ -13,10 +13,11 @@ import click
 from vntools.base.artifacts import check_output
 from vntools.base.errors import UsageFault
 from vntools.cli._shared import Console, json_option
+from vntools.models.arch import Architecture
+from vntools.models.schedule import Schedule, TrainOptions
 
 if TYPE_CHECKING:
     from vntools.models.data import Images
-    from vntools.models.schedule import Schedule
     from vntools.models.train import EpochReport
 
 
@@ -38,23 +39,39 @@ def _integers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple
 @click.option("--dims", callback=_integers, default="64,128,256,512", show_default=True)
 @click.option("--strides", callback=_integers, default="2,2,1", show_default=True)
 @click.option(
-    "--act-num", type=click.IntRange(0), default=3, show_default=True, help="n, Eq. 6."
+    "--act-num",
+    type=click.IntRange(0),
+    default=Architecture.activation_n,
+    show_default=True,
+    help="n, Eq. 6.",
 )
 @click.option("--image-size", type=click.IntRange(1), help="Default: 32 for digits, else 224.")
-@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True)
+@click.option(
+    "--epochs", type=click.IntRange(1), default=TrainOptions.epochs, show_default=True
+)
 @click.option(
     "--decay-epochs",
     type=click.IntRange(0),
-    default=8,
+    default=TrainOptions.decay_epochs,
     show_default=True,
     help="Epochs in which lambda goes from 0 to 1; the rest run at 1.",
 )
 @click.option(
-    "--schedule", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True
+    "--schedule",
+    type=click.Choice(["linear", "cosine"]),
+    default=TrainOptions.schedule,
+    show_default=True,
 )
-@click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True)
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(2), default=TrainOptions.batch_size, show_default=True
+)
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    default=TrainOptions.learning_rate,
+    show_default=True,
+)
+@click.option("--seed", type=click.IntRange(0), default=TrainOptions.seed, show_default=True)
 @click.option("--force", is_flag=True, help="Overwrite --out.")
 @json_option
 @click.pass_obj
@@ -83,8 +100,7 @@ def command(
     check_output(out, force=force)
     training, test = _images(data)
 
-    from vntools.models.arch import Architecture
-    from vntools.models.train import TrainOptions, train, write_checkpoint
+    from vntools.models.train import train, write_checkpoint
 
     try:
         arch = Architecture(

@@ -128,10 +128,10 @@ def supervised(work: Callable[[], T], watch: Watch) -> T:
     try:
         thread.start()
         _wait(ended, watch)
-    except BaseException as e:  # a signal between two statements; the build must hear of it
+    except BaseException as e:  # noqa: BLE001 - from between two statements; raised below
         watch.fail(e)
-        raise
-    thread.join()
+        if thread.ident is not None:
+            _wait(ended, watch)
     watch.check()
     return results[0]
 

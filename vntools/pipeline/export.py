@@ -209,16 +209,23 @@ def _stamp(source: Path, digest: str) -> dict[str, str]:
 
 
 def _metadata(checkpoint: Checkpoint, options: ExportOptions, digest: str) -> dict[str, str]:
-    arch, value = checkpoint.arch, checkpoint.lambda_.value
+    arch = checkpoint.arch
     return {
         **_stamp(options.ckpt, digest),
         "vntools.model": arch.name,
         "vntools.form": checkpoint.form if options.merge else f"{checkpoint.form}, not merged",
         "vntools.weights": checkpoint.key_used or "",
-        "vntools.lambda": "assumed 1" if checkpoint.lambda_.assumed else f"{value:g}",
+        "vntools.lambda": _lambda_text(checkpoint),
         "vntools.classes": str(arch.num_classes),
         "vntools.preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
     }
+
+
+def _lambda_text(checkpoint: Checkpoint) -> str:
+    info = checkpoint.lambda_
+    if info.value is None:
+        return "none, deploy form"
+    return "assumed 1" if info.assumed else f"{info.value:g}"
 
 
 def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:

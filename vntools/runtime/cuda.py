@@ -60,8 +60,9 @@ class Cuda:
         return self
 
     def _forget(self) -> None:
-        # PyCUDA frees a thing when its last reference goes: before the context does, then.
-        del self.clock, self._stream
+        # PyCUDA frees a thing with its last reference, and the clock may be in many hands.
+        self.clock.close()
+        del self._stream
 
     def __exit__(
         self,
@@ -152,6 +153,11 @@ class _Events:
         self._driver = driver
         self._stream = stream
         self._events = [driver.Event() for _ in range(MARKS)]
+
+    def close(self) -> None:
+        """Free the events; must come before the context ends."""
+        self._events.clear()
+        self._stream = None
 
     def mark(self, slot: int) -> None:
         """Record an event."""

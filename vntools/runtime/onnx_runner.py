@@ -4,9 +4,10 @@ from __future__ import annotations
 
 __all__ = ["OnnxCudaRunner", "OnnxRunner"]
 
+import sys
 from abc import abstractmethod
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
@@ -190,6 +191,8 @@ class OnnxCudaRunner(_SessionRunner, BufferedRunner):
                 f"{self.provider} was asked for, and {why}",
                 hint="use the CPU, or install onnxruntime-gpu on a machine with a GPU",
             )
+        with redirect_stdout(sys.stderr):  # where it prints what it cannot load
+            ort.preload_dlls()
         self._open_cuda(stack)
         # The stream is ours, so a run may return when its work is enqueued.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")

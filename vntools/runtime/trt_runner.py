@@ -160,7 +160,8 @@ class PlanRunner(BufferedRunner):
         }
         self.inputs = self.outputs = ()
         self._plan = plan
-        self._built_for = sidecar.get("compute_capabilities")
+        names = [f"SM{number}" for number in sidecar.get("compute_capabilities") or ()]
+        self._built_for = ", ".join(names) or "other GPUs"
         self._trt: Any = backend.trt
         self._wants_graph = cuda_graph
         self._graph: CudaGraph | None = None
@@ -176,7 +177,7 @@ class PlanRunner(BufferedRunner):
                 if self._engine is None:
                     raise DataFault(
                         "plan.refused",
-                        f"built for {self._built_for or 'another GPU'}, this GPU is "
+                        f"built for {self._built_for}, this GPU is "
                         f"{self.details['gpu']['cc']}: {log.last_error()}",
                         hint=_REBUILD,
                     )

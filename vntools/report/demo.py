@@ -1,0 +1,55 @@
+"""The demo's table, as text."""
+
+from __future__ import annotations
+
+__all__ = ["demo_text"]
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vntools.demo import DemoResult
+
+
+def demo_text(r: DemoResult) -> str:
+    """One table: accuracy, operators, sizes, latency and kernels, training against exported."""
+    before, after = r.merged.before, r.merged.after
+    was, now = r.latency.contenders
+    relation = now.relation
+    ratio = ""
+    if relation is not None:
+        ratio = f"{relation.ratio:.2f} [{relation.low:.2f}, {relation.high:.2f}]"
+    kernels = [str(len(p.sidecar["kernels"])) for p in (r.training_plan, r.merged_plan)]
+    plans = [f"{p.sidecar['bytes'] / 1e6:.2f}" for p in (r.training_plan, r.merged_plan)]
+    top1 = r.top1_percent
+    rows = [
+        ("", "checkpoint", "exported", "exported, FP16"),
+        (f"top-1 on {r.images} test images, %", *(f"{top1[k]:.2f}" for k in top1)),
+        ("answers as the checkpoint, %", "", *(f"{100 * a:.2f}" for a in r.agreement.values())),
+        ("", "training graph", "exported graph", "ratio [95 %]"),
+        ("nodes", str(before.nodes), str(after.nodes), ""),
+        ("Conv", str(before.ops["Conv"]), str(after.ops["Conv"]), ""),
+        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", ""),
+        ("MACs", f"{before.macs:,}", f"{after.macs:,}", ""),
+        ("ONNX, MB", f"{r.training.size_bytes / 1e6:.2f}", f"{r.merged.size_bytes / 1e6:.2f}", ""),
+        ("CPU latency, batch 1, ms", f"{was.median_ms:.3f}", f"{now.median_ms:.3f}", ratio),
+        ("FP16 plan, MB", *plans, ""),
+        ("kernels in the FP16 plan", *kernels, ""),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join(
+            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(3, "")
+    s = r.merged_plan.sidecar
+    details = was.details
+    lines += [
+        "",
+        f"latency: ONNX Runtime {details.get('version', '')}, {details.get('threads', '')} threads, "
+        f"interleaved rounds; {now.relation.verdict if now.relation else ''}",
+        f"plans: {s['flavour']} {s['version']}, built ahead of time, not run here",
+    ]
+    return "\n".join(lines)
