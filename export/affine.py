@@ -212,7 +212,8 @@ def plan_compose(outer: AffineConv, inner: AffineConv) -> _Geometry:
         raise Refused("the outer convolution does not read what the inner one writes")
     biased = bool(np.any(inner.bias))
     for a in range(inner.axes):
-        if not any(outer.pad(a)):
+        front, behind = outer.pad(a)
+        if not (front or behind):
             continue
         if biased:
             raise Refused(
@@ -220,7 +221,8 @@ def plan_compose(outer: AffineConv, inner: AffineConv) -> _Geometry:
                 "at the border"
             )
         begin, end = inner.pad(a)
-        if begin < inner.reach(a) - inner.strides[a] + 1 or end < inner.reach(a):
+        reads_front = front and begin < inner.reach(a) - inner.strides[a] + 1
+        if reads_front or (behind and end < inner.reach(a)):
             raise Refused(
                 f"pads={list(outer.pads)}: beyond the border the first convolution's kernel would "
                 "still reach its input, where the second one reads zeros"

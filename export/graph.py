@@ -195,7 +195,8 @@ def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
     single zero with the right shape, which costs no memory.
 
     Raises:
-        Refused: a weight is no constant, or the padding depends on the input's size.
+        Refused: a weight is no constant, the padding depends on the input's size, or the
+            attributes are none that a convolution can have here (negative pads).
     """
     held = node.inputs[1]
     weight: NDArray[Any] | None
@@ -215,14 +216,17 @@ def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
     mode = padding.as_string() if padding is not None else "NOTSET"
     if mode not in ("NOTSET", "VALID"):
         raise Refused(f"auto_pad={mode} depends on the input's size")
-    return AffineConv.of(
-        weight if weights else np.broadcast_to(np.float64(0), weight.shape),
-        bias,
-        strides=ints_attribute(node, "strides"),
-        pads=ints_attribute(node, "pads") if mode == "NOTSET" else None,
-        dilations=ints_attribute(node, "dilations"),
-        groups=int_attribute(node, "group", 1),
-    )
+    try:
+        return AffineConv.of(
+            weight if weights else np.broadcast_to(np.float64(0), weight.shape),
+            bias,
+            strides=ints_attribute(node, "strides"),
+            pads=ints_attribute(node, "pads") if mode == "NOTSET" else None,
+            dilations=ints_attribute(node, "dilations"),
+            groups=int_attribute(node, "group", 1),
+        )
+    except ValueError as e:
+        raise Refused(str(e)) from e
 
 
 def spatial_size(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:
@@ -354,17 +358,19 @@ def without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProto
     """A copy of ``model`` whose large initializers are inputs, and those initializers by name.
 
     Other libraries then work on a graph of a few kilobytes and copy no weight. Constants of up to
-    256 elements (axes, shapes, scalars) stay, and so may take part in folding.
+    256 elements (axes, shapes, scalars) stay, and so may take part in folding; initializers that
+    are inputs too have no fixed value, so they lend theirs at any size.
     """
     light, held = model.clone(), dict[str, ir.TensorProtocol]()
     for name, value in list(light.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or value.is_graph_input() or value.is_graph_output():
+        if tensor is None or value.is_graph_output():
             continue
-        if math.prod(tensor.shape.numpy()) > _LARGEST_SMALL:
+        if value.is_graph_input() or math.prod(tensor.shape.numpy()) > _LARGEST_SMALL:
             held[name] = tensor
             del light.graph.initializers[name]
             value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
-            light.graph.inputs.append(value)
+            if not value.is_graph_input():
+                value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+                light.graph.inputs.append(value)
     return light, held

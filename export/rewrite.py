@@ -14,6 +14,7 @@ __all__ = [
     "materialize",
     "probe_error",
     "probed_channels",
+    "rewrite_model",
     "set_convolution",
     "take_over",
 ]
@@ -178,6 +179,24 @@ def apply_passes(
         materialize(node)
         node.meta.pop(_EXACT, None)
     return applied
+
+
+def rewrite_model(
+    data: bytes, passes: Sequence[GraphPass] | None = None
+) -> tuple[bytes, Applied]:
+    """An ONNX model through ``passes``; the very ``data`` comes back where nothing is rewritten.
+
+    Raises:
+        DataFault: as :func:`vntools.export.load.parse_onnx`.
+        VntoolsError: as :func:`apply_passes`.
+    """
+    from vntools.export.load import parse_onnx
+
+    model = parse_onnx(data)
+    applied = apply_passes(model.graph, passes)
+    if not applied.rewrites:
+        return data, applied
+    return ir.serde.serialize_model(model).SerializeToString(deterministic=True), applied
 
 
 def exact(

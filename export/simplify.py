@@ -31,10 +31,12 @@ def tidy(model: ir.Model) -> ir.Model:
             f"onnxsim failed: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}",
         ) from e
     tidied = ir.serde.deserialize_model(proto)
+    overridable = {v.name for v in model.graph.inputs}
     for value in [v for v in tidied.graph.inputs if v.name in held]:
         assert value.name is not None
-        tidied.graph.inputs.remove(value)
-        if value.uses():
+        if value.name not in overridable:
+            tidied.graph.inputs.remove(value)
+        if value.uses() or value.name in overridable:
             value.const_value = held[value.name]
             tidied.graph.register_initializer(value)
     return tidied

@@ -31,7 +31,8 @@ class WriteFlatten(GraphPass):
     def rewrite(self, graph: ir.Graph) -> Iterator[Record]:
         """Replace every such Reshape, and what only computed its shape."""
         for node in list(graph):
-            x = node.inputs[0] if is_op(node, "Reshape") else None
+            # Before opset 5 the shape was an attribute.
+            x = node.inputs[0] if is_op(node, "Reshape") and len(node.inputs) > 1 else None
             if x is None or x.shape is None or not _flattens(node, x):
                 continue
             new = ir.Node("", "Flatten", [x], [ir.AttrInt64("axis", 1)], name=node.name)

@@ -40,7 +40,7 @@ class FoldBatchNorm(GraphPass):
     Result: y = Conv(x, W', b'),  W'[o] = s[o] W[o],  b' = (b - mean) s + beta,
     s = gamma / sqrt(var + eps);  W (o, i/g, ..), the rest (o,)
 
-    Needs: training_mode=0; the convolution's result read once, by the BatchNormalization, and no
+    Needs: training_mode=0 and one output (until opset 14, more meant training); the convolution's result read once, by the BatchNormalization, and no
     graph output; all constants really constant; var + eps > 0.
     Source: Eq. 2 of the VanillaNet paper; Ioffe & Szegedy 2015, sec. 3.1; ONNX
     BatchNormalization-15.
@@ -64,8 +64,10 @@ class FoldBatchNorm(GraphPass):
             raise Refused("its input is not the result of a Conv")
         if only_consumer(source) is not norm:
             raise Refused("the convolution's result is read elsewhere too, or is a graph output")
-        if int_attribute(norm, "training_mode", 0) or any(v.uses() for v in norm.outputs[1:]):
-            raise Refused("training_mode=1: it normalises by the data")
+        if int_attribute(norm, "training_mode", 0) or any(v.name for v in norm.outputs[1:]):
+            raise Refused("training mode: it normalises by the data")
+        if (norm.version or graph.opset_imports.get("", 0)) < 9:
+            raise Refused("before opset 9 its attributes decide whether it is in training mode")
         arrays = operands(norm, 1, 2, 3, 4)
         if arrays is None:
             raise Refused("its statistics or parameters are not constant")

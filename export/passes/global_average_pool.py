@@ -13,13 +13,15 @@ import onnx_ir as ir
 from vntools.export.graph import constant, int_attribute, ints_attribute, is_op, remove_dead
 from vntools.export.rewrite import GraphPass, Record, Rewrite, take_over
 
+_POOLED = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
+
 
 @dataclass(frozen=True)
 class GlobalAveragePool(GraphPass):
     """Given:  y = ReduceMean(x) over all axes from the third on, keepdims=1
     Result: y = GlobalAveragePool(x);  x (n, c, d_1 .. d_k)
 
-    Needs: constant axes, the rank of x known.
+    Needs: constant axes, the rank of x known, its type a float (ReduceMean takes integers too).
     Source: ONNX ReduceMean-18 (axes as an input) and -13 (as an attribute), GlobalAveragePool-1.
     """
 
@@ -33,7 +35,7 @@ class GlobalAveragePool(GraphPass):
             x = node.inputs[0]
             rank = len(x.shape) if x is not None and x.shape is not None else 0
             axes = _axes(node)
-            if x is None or rank < 3 or axes is None:
+            if x is None or rank < 3 or axes is None or x.dtype not in _POOLED:
                 continue
             if sorted(a % rank for a in axes) != list(range(2, rank)):
                 continue

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from vntools.export.graph import is_op, only_consumer
+from vntools.export.graph import ints_attribute, is_op, only_consumer
 from vntools.export.rewrite import GraphPass, Record, Rewrite, Skip
 
 
@@ -19,9 +19,10 @@ class ReluBeforeMaxPool(GraphPass):
     """Given:  y = Relu(MaxPool(Conv(x)))            Result: y = MaxPool(Relu(Conv(x)))
 
     relu is monotone, so it commutes with a maximum, exactly in floating point; padding of a
-    MaxPool is -infinity and never wins, and with it every window still holds a real element.
+    MaxPool is -infinity and never wins, as long as every window holds a real element.
     Needs: the pooled value and the convolution's result are each read once and are no graph
-    outputs; MaxPool without Indices.
+    outputs; MaxPool without Indices, and not both padded and dilated: such a window may hold
+    nothing but padding.
     Source: ONNX MaxPool-12; TensorRT fuses a ReLU into the convolution in front of it, not into the
     pooling.
     """
@@ -43,6 +44,8 @@ class ReluBeforeMaxPool(GraphPass):
                 reason = "a value in between is read elsewhere too, or is a graph output"
             elif any(v.uses() for v in pool.outputs[1:]):
                 reason = "the pooling's indices are read"
+            elif any(d > 1 for d in ints_attribute(pool, "dilations") or ()) and _padded(pool):
+                reason = "padded and dilated: a window may hold nothing but padding"
             else:
                 yield self._swap(graph, relu, pool)
                 continue
@@ -59,3 +62,10 @@ class ReluBeforeMaxPool(GraphPass):
         out.name, pooled.name = pooled.name, out.name
         out.shape, out.type, pooled.shape = source.shape, source.type, out.shape
         return Rewrite(self.name, (pool.name or "", relu.name or ""), relu.name or "")
+
+
+def _padded(pool: ir.Node) -> bool:
+    """Whether a MaxPool pads, or would for some size of its input."""
+    padding = pool.attributes.get("auto_pad")
+    mode = padding.as_string() if padding is not None else "NOTSET"
+    return mode.startswith("SAME") or any(ints_attribute(pool, "pads") or ())

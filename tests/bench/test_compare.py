@@ -176,11 +176,19 @@ def test_an_output_that_is_not_finite_is_not_compared(scripted: Any):
         taken({"a": scripted([1.0]), "b": scripted([1.0], value=np.inf)})
 
 
+class Sleep(torch.nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return x
+
+
 def test_real_runners_side_by_side():
-    shape = (8, 40, 40)
-    wide = TorchRunner(torch.nn.Conv2d(8, 256, 3), shape, threads=1)
-    narrow = TorchRunner(torch.nn.Conv2d(8, 4, 3), shape, threads=1)
-    with wide, narrow:
-        got = taken({"wide": wide, "narrow": narrow}, BenchOptions(0, 0, 10))
+    # A factor of fifteen, so that a busy machine does not blur it.
+    with TorchRunner(Sleep(0.015), (3,)) as slow, TorchRunner(Sleep(0.001), (3,)) as quick:
+        got = taken({"slow": slow, "quick": quick}, BenchOptions(0, 0, 12))
     assert got.contenders[1].relation is not None
     assert got.contenders[1].relation.verdict is Verdict.FASTER

@@ -112,7 +112,7 @@ def test_progress_rises_to_at_most_one(scripted: Any):
     seen: list[float] = []
     with scripted([1.0]) as runner:
         measure(runner, BenchOptions(0, 0.35, 1), tick=seen.append)
-    assert 2 <= len(seen) <= 4
+    assert 1 <= len(seen) <= 4
     assert seen == sorted(seen)
     assert all(0 < part <= 1 for part in seen)
 
@@ -352,9 +352,8 @@ class Sleep(torch.nn.Module):
 def test_a_real_runner_is_timed():
     m = taken(TorchRunner(Sleep(), (3,)), iterations=10)
     assert m.backend == "pytorch-cpu"
-    assert 2 <= m.summary(m.samples.compute).median_ms < 20
-    assert m.walltime_s * 1000 >= sum(m.samples.compute)
-    assert sum(m.samples.compute) >= 0.9 * m.walltime_s * 1000
+    assert min(m.samples.compute) >= 2
+    assert sum(m.samples.compute) <= m.walltime_s * 1000
 
 
 @pytest.mark.gpu

@@ -75,6 +75,6 @@ def test_it_works_where_everything_is_missing() -> None:
 def test_the_same_through_the_runner(invoke: Callable[..., Result], monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxsim", None)
     result = invoke("doctor")
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert "onnxsim is missing" in result.stdout
     assert "prevents: vntools export and simplify" in result.stdout

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vntools.models.arch import ARCHITECTURES, Architecture
-from vntools.models.vanillanet import DeployVanillaNet, SeriesActivation, VanillaNet
+from vntools.models.vanillanet import DeployVanillaNet, VanillaNet
 
 SMALL = Architecture("small", (8, 12, 16), (2, 1), num_classes=5, image_size=32)
 
@@ -21,18 +21,13 @@ SMALL = Architecture("small", (8, 12, 16), (2, 1), num_classes=5, image_size=32)
 def randomize(network: nn.Module, *, seed: int = 0) -> nn.Module:
     """Weights of unit gain and BatchNorm statistics that matter, drawn from a seed."""
     draw = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=draw)
     for module in network.modules():
-        weight = getattr(module, "weight", None)
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=draw)
-            nn.init.normal_(module.bias, generator=draw)
             module.get_buffer("running_mean").normal_(generator=draw)
             module.get_buffer("running_var").uniform_(0.2, 2.0, generator=draw)
-        elif weight is not None:
-            nn.init.normal_(weight, std=weight[0].numel() ** -0.5, generator=draw)
-            if getattr(module, "bias", None) is not None:
-                nn.init.normal_(module.bias, generator=draw)
-        assert not isinstance(module, SeriesActivation) or weight is not None
     return network.eval()
 
 
@@ -64,7 +59,7 @@ def network() -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def namespace() -> Callable[..., argparse.Namespace]:
-    """``args`` as a finished training of the small network leaves them, but for ``changes``."""
+    """``args`` as training the small network leaves them, but for ``changes``."""
 
     def call(**changes: Any) -> argparse.Namespace:
         fields = {

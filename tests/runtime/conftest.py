@@ -144,6 +144,8 @@ class FakeGpu:
                 gpu.contexts += 1
 
             def pop(self) -> None:
+                for stream in gpu.streams.values():
+                    stream.queue.clear()  # work under way holds its events
                 assert not gpu.events(), "events outlive their context"
                 gpu.contexts -= 1
 

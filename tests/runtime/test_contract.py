@@ -127,6 +127,17 @@ def test_prepared_inputs_do_not_change_with_the_callers_array(closed: Runner, ne
         assert _close(runner.results()["logits"], wanted)
 
 
+def test_results_are_copies_too(closed: Runner, net: Any):
+    with closed as runner:
+        x = net.images(2)
+        runner.prepare({"input": x})
+        runner.enqueue()
+        runner.download()
+        runner.synchronize()
+        runner.results()["logits"][...] = 0
+        assert _close(runner.results()["logits"], net.reference(x))
+
+
 def test_an_array_in_another_order_is_taken(closed: Runner, net: Any):
     with closed as runner:
         x = net.images(2)

@@ -32,6 +32,14 @@ from vntools.runtime.trt_runner import PlanRunner, open_plan
 PLAN = b"ftrt" + bytes(range(200))
 
 
+def test_the_magic_is_that_of_a_real_plan(net: Any):
+    built = build(net.onnx_model(), BuildOptions(choose("tensorrt-rtx"), max_batch=2))
+    sidecar = built.record | {"schema": 1, "sha256": sha256_bytes(built.plan)}
+    flavour = trt_runner._MAGIC[built.plan[:4]]
+    assert flavour == "tensorrt-rtx"
+    trt_runner._check_bytes(built.plan, flavour, sidecar, "net.plan")
+
+
 @pytest.mark.gpu
 def test_a_plan_built_here_is_captured_and_replayed(net: Any):
     backend = choose()

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ["main", "vntools"]
 
 import contextlib
+import copy
 import difflib
 import errno
 import functools
@@ -55,7 +56,7 @@ def _command_names() -> tuple[str, ...]:
 def _load(name: str) -> click.Command:
     """Import the file of a command; the command also takes --quiet and --debug."""
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    command: click.Command = module.command
+    command: click.Command = copy.copy(module.command)
     command.name = name
     command.params = [*command.params, *quiet_and_debug()]
     return command

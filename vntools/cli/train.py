@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["command"]
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,6 +99,9 @@ def command(
     folders), or the word digits: scikit-learn's handwritten digits.
     """
     check_output(out, force=force)
+    # OpenMP threads that spin while they wait make training many times slower where another
+    # process wants the cores; this is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     training, test = _images(data)
 
     from vntools.models.train import train, write_checkpoint

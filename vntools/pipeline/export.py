@@ -5,11 +5,12 @@ from __future__ import annotations
 __all__ = ["ExportOptions", "Exported", "SimplifyOptions", "export", "seeded_feeds", "simplify"]
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vntools.base.artifacts import (
     SEAL_KEY,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vntools.models.checkpoint import Checkpoint
     from vntools.verify.compare import Comparison
 
-_BATCHES = (1, 3)  # a seeded input of each, where the batch is dynamic
+_BATCHES = (1, 3)  # a seeded input of each, where the batch is dynamic; the last is the largest
 _LARGEST_PROTOBUF = (1 << 31) - (1 << 20)  # bytes, with room for the graph
 _DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
 
@@ -144,13 +145,10 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
         with phase("trace"):
             opset = options.opset or DEFAULT_OPSET
             raw = trace(module, size, batch=options.batch, opset=opset)
-        feeds = seeded_feeds(raw)
-        with phase("pytorch"):
-            native = _pytorch(module, feeds)
         metadata = _metadata(checkpoint, options, digest.result())
-    del module, checkpoint
-    target = _Target(options.out, options.force, options.merge, deploy_name)
-    return _finish(raw, feeds, native, target, metadata, phase)
+    del checkpoint
+    target = _Target(options.out, options.force, options.merge, deploy_name, samples_apart=True)
+    return _finish(raw, module, target, metadata, phase)
 
 
 def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
@@ -169,18 +167,18 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
     kept = {k: v for k, v in raw.metadata_props.items() if k != SEAL_KEY}
     metadata = {**kept, **_stamp(options.source, digest)}
     raw.metadata_props.clear()
-    feeds = seeded_feeds(raw)
-    return _finish(raw, feeds, None, _Target(options.out, options.force), metadata, phase)
+    return _finish(raw, None, _Target(options.out, options.force), metadata, phase)
 
 
 @dataclass(frozen=True)
 class _Target:
-    """Where to, and how."""
+    """Where to, and how; ``samples_apart``: every operator treats the samples of a batch apart."""
 
     out: Path
     force: bool
     merge: bool = True
     rename: Callable[[str], str] | None = None
+    samples_apart: bool = False
 
 
 def _load(options: ExportOptions, listener: Listener) -> tuple[Checkpoint, nn.Module]:
@@ -229,26 +227,33 @@ def _lambda_text(checkpoint: Checkpoint) -> str:
 
 
 def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
-    """Seeded inputs: standard normal at batch 1 and 3, or two of the batch that is fixed."""
+    """Seeded standard normal inputs of batch 3, and the first sample of them as batch 1.
+
+    Where the batch is fixed there is one input, of that batch. Other dynamic axes are 224 long.
+
+    Raises:
+        DataFault: ``onnx.shape``: an input has no type or rank.
+    """
     import numpy as np
 
-    made: list[dict[str, NDArray[Any]]] = []
-    for seed, batch in enumerate(_BATCHES):
-        rng = np.random.default_rng(seed)
-        feed: dict[str, NDArray[Any]] = {}
-        for value in model.graph.inputs:
-            if value.is_initializer() or value.name is None:
-                continue
-            if value.shape is None or value.dtype is None:
-                raise DataFault("onnx.shape", f"input {value.name} has no type or rank")
-            dims = [
-                d if isinstance(d, int) else batch if i == 0 else _DYNAMIC_EXTENT
-                for i, d in enumerate(value.shape)
-            ]
-            drawn = rng.standard_normal(dims)
-            feed[value.name] = drawn.astype(value.dtype.numpy())
-        made.append(feed)
-    return made
+    rng = np.random.default_rng(0)
+    large: dict[str, NDArray[Any]] = {}
+    dynamic: set[str] = set()
+    for value in model.graph.inputs:
+        if value.is_initializer() or value.name is None:
+            continue
+        if value.shape is None or value.dtype is None:
+            raise DataFault("onnx.shape", f"input {value.name} has no type or rank")
+        dims = [d if isinstance(d, int) else _DYNAMIC_EXTENT for d in value.shape]
+        if dims and not isinstance(value.shape[0], int):
+            dims[0] = _BATCHES[-1]
+            dynamic.add(value.name)
+        large[value.name] = rng.standard_normal(dims).astype(value.dtype.numpy())
+    if not dynamic:
+        return [large]
+    return [
+        {name: x[:n] if name in dynamic else x for name, x in large.items()} for n in _BATCHES
+    ]
 
 
 def _pytorch(
@@ -258,67 +263,118 @@ def _pytorch(
     import torch
 
     with torch.inference_mode():
-        return [{"logits": module(torch.from_numpy(f["input"])).numpy()} for f in feeds]
+        whole = {"logits": module(torch.from_numpy(feeds[-1]["input"])).numpy()}
+    return _for_each(whole, feeds)
+
+
+def _for_each(
+    whole: Mapping[str, NDArray[Any]], feeds: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[dict[str, NDArray[Any]]]:
+    """Outputs for every feed, from those for the last: the others are its first samples.
+
+    True of a VanillaNet, whose operators all treat samples apart.
+    """
+    batches = [len(next(iter(feed.values()))) for feed in feeds]
+    return [{name: y[:n] for name, y in whole.items()} for n in batches]
+
+
+@dataclass(frozen=True)
+class _References:
+    """What the exported graph is held against, and how far from it the training graph is.
+
+    Attributes:
+        float64: outputs of the unsimplified graph for every feed.
+        pytorch: outputs of the module; None where there is none.
+        noise: the unsimplified graph in float32 against float64.
+    """
+
+    float64: list[dict[str, NDArray[Any]]]
+    pytorch: list[dict[str, NDArray[Any]]] | None
+    noise: Comparison
+
+
+def _references(
+    raw: ir.Model,
+    module: nn.Module | None,
+    feeds: list[dict[str, NDArray[Any]]],
+    *,
+    samples_apart: bool,
+) -> _References:
+    from vntools.verify.compare import compare
+    from vntools.verify.float32 import run_float32
+    from vntools.verify.float64 import evaluate
+
+    native = None if module is None else _pytorch(module, feeds)
+    if samples_apart:
+        want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
+    else:
+        want = [evaluate(raw.graph, feed) for feed in feeds]
+    unsimplified = run_float32(raw, feeds[-1:])
+    noise = compare([(unsimplified[0], want[-1])], "the unsimplified graph")
+    return _References(want, native, noise)
 
 
 def _finish(
     raw: ir.Model,
-    feeds: list[dict[str, NDArray[Any]]],
-    native: list[dict[str, NDArray[Any]]] | None,
+    module: nn.Module | None,
     target: _Target,
     metadata: dict[str, str],
     phase: Stopwatch,
 ) -> Exported:
-    """Raw graph to published file: passes, onnxsim, verification, seal."""
+    """Raw graph to published file: passes and onnxsim, beside them the references; proof; seal."""
     from vntools.export.graph import stats
     from vntools.export.naming import rename
     from vntools.export.rewrite import Applied, apply_passes
     from vntools.export.simplify import tidy
     from vntools.verify.compare import FLOAT32_FACTOR, FLOAT32_FLOOR, compare
     from vntools.verify.float32 import run_float32
-    from vntools.verify.float64 import evaluate
 
-    before = stats(raw.graph)
+    before, feeds = stats(raw.graph), seeded_feeds(raw)
     merged = raw.clone()
-    with phase("merge") as advance:
-        applied = Applied()
-        if target.merge:
-            applied = apply_passes(merged.graph, advance=lambda _: advance())
-    with phase("onnxsim"):
-        merged = tidy(merged)
-        if target.rename is not None:
-            rename(merged.graph, target.rename)
-    with phase("float64 reference"):
-        want = [evaluate(raw.graph, feed) for feed in feeds]
-    with phase("float32 noise"):
-        noise = compare(
-            list(zip(run_float32(raw, feeds), want, strict=True)), "the unsimplified graph"
+    with ThreadPoolExecutor(1) as pool:
+        references = pool.submit(
+            _references, raw, module, feeds, samples_apart=target.samples_apart
         )
+        with phase("merge") as advance:
+            applied = Applied()
+            if target.merge:
+                applied = apply_passes(merged.graph, advance=lambda _: advance())
+            merged = tidy(merged)
+            if target.rename is not None:
+                rename(merged.graph, target.rename)
+        after = stats(merged.graph)
+        data = _serialized(merged, metadata)
+        del merged
+        with phase("references"):
+            known = references.result()
+    del raw, module, references
     tolerance = Tolerance(
-        max(FLOAT32_FACTOR * noise.relative_l2, FLOAT32_FLOOR),
+        max(FLOAT32_FACTOR * known.noise.relative_l2, FLOAT32_FLOOR),
         same_top1=True,
         why="rounding of the unsimplified float32 graph in this run, times 8",
     )
-    del raw
-    after = stats(merged.graph)
-    data = _serialized(merged, metadata)
-    del merged
-    with phase("verify"):
-        got = run_float32(data, feeds)
-        what = "the exported graph against float64"
-        comparison = compare(list(zip(got, want, strict=True)), what).require(tolerance, what)
-        pytorch = None
-        if native is not None:
-            what = "the exported graph against PyTorch"
-            pytorch = compare(list(zip(got, native, strict=True)), what).require(tolerance, what)
-    with phase("publish"), published(target.out, force=target.force, size_hint=len(data)) as f:
-        tail, digest = seal_and_hash(data)
-        f.write(data)
-        f.write(tail)
+    with (
+        published(target.out, force=target.force, size_hint=len(data)) as f,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # The file is written while it is verified; it gets its name only when the block ends well.
+        written = pool.submit(_write, f, data)
+        with phase("verify"):
+            got = run_float32(data, feeds)
+            what = "the exported graph against float64"
+            comparison = compare(list(zip(got, known.float64, strict=True)), what)
+            comparison.require(tolerance, what)
+            pytorch = None
+            if known.pytorch is not None:
+                what = "the exported graph against PyTorch"
+                pytorch = compare(list(zip(got, known.pytorch, strict=True)), what)
+                pytorch.require(tolerance, what)
+        with phase("publish"):
+            digest, size = written.result()
     return Exported(
         target.out,
         digest,
-        len(data) + len(tail),
+        size,
         before,
         after,
         applied.rewrites,
@@ -345,3 +401,13 @@ def _serialized(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+def _write(file: IO[bytes], data: bytes) -> tuple[str, int]:
+    """Write a model and its seal through to the disk; their SHA-256 and size."""
+    tail, digest = seal_and_hash(data)
+    file.write(data)
+    file.write(tail)
+    file.flush()
+    os.fsync(file.fileno())
+    return digest, len(data) + len(tail)

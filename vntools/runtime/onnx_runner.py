@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vntools.base.artifacts import sha256_bytes
@@ -63,9 +62,8 @@ class _SessionRunner(Runner):
                     "onnx.invalid", f"ONNX Runtime cannot load it: {_first_line(e)}"
                 ) from e
             nodes = _assignment(session)
-            if session.get_providers()[0] != self.provider or not _all_on(
-                self.provider, nodes
-            ):
+            asked = session.get_providers()[0] == self.provider
+            if not asked or not _all_on(self.provider, nodes):
                 raise Unavailable(
                     "provider.missing",
                     f"{self.provider} was asked for, and ONNX Runtime assigned "
@@ -159,7 +157,7 @@ class OnnxRunner(_SessionRunner):
     def results(self) -> dict[str, NDArray[Any]]:
         """See :meth:`Runner.results`."""
         arrays = self._binding.copy_outputs_to_cpu()
-        return {s.name: np.array(a) for s, a in zip(self.outputs, arrays, strict=True)}
+        return {s.name: a for s, a in zip(self.outputs, arrays, strict=True)}
 
 
 class OnnxCudaRunner(_SessionRunner, BufferedRunner):

@@ -27,6 +27,7 @@ from vntools.export.graph import ONNX_DOMAINS, constant, int_attribute, ints_att
 
 _THREADS = 2
 _BLOCK_BYTES = 1 << 18  # of channels at a time in a depthwise convolution: it stays in the cache
+_UNFOLDED_BYTES = 1 << 26
 _FLOATS = frozenset(
     (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 )
@@ -73,13 +74,15 @@ def _read(value: ir.Value, values: Mapping[ir.Value, Value]) -> Value:
         return values[value]
     if value.const_value is None:
         raise DataFault("onnx.invalid", f"value {value.name!r} is read before it is written")
-    return value.const_value.numpy()
+    return _wide(value.const_value.numpy())
 
 
 def _run(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _plain(node)):
         raise DataFault("onnx.control_flow", f"{node.op_type} {node.name!r} holds a subgraph")
     kernel = _KERNELS.get(node.op_type) if node.domain in ONNX_DOMAINS else None
+    if node.op_type == "MaxPool" and len(node.outputs) > 1:
+        kernel = None  # ours writes no Indices
     if kernel is not None:
         return [kernel(node, inputs)]
     return _reference(node, inputs)
@@ -106,7 +109,7 @@ def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
             if v is not None and a is not None
         }
         return [_wide(np.asarray(r)) for r in evaluator.run(None, feeds)]
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
+    except Exception as e:
         raise DataFault(
             "onnx.op", f"{node.op_type} {node.name!r} cannot be evaluated: {type(e).__name__}: {e}"
         ) from e
@@ -131,7 +134,7 @@ def _conv(node: ir.Node, inputs: list[Value | None]) -> Array:
     else:
         y = _tapwise(x, w, strides, dilations, groups)
     bias = inputs[2] if len(inputs) > 2 else None
-    return y if bias is None else y + bias.astype(np.float64).reshape((1, -1) + (1,) * axes)
+    return y if bias is None else y + bias.reshape((1, -1) + (1,) * axes)
 
 
 def _pads(
@@ -163,7 +166,7 @@ def _pointwise(x: Array, w: Value) -> Array:
         columns = x.reshape(c, -1)
     else:
         columns = np.ascontiguousarray(x.reshape(n, c, -1).transpose(1, 0, 2)).reshape(c, -1)
-    y = w.reshape(w.shape[0], c).astype(np.float64) @ columns
+    y = w.reshape(w.shape[0], c) @ columns
     return y.reshape(-1, n, math.prod(places)).transpose(1, 0, 2).reshape(n, -1, *places)
 
 
@@ -177,7 +180,7 @@ def _depthwise(x: Array, w: Value) -> Array:
     kh, kw = w.shape[2:]
     oh, ow = height - kh + 1, width - kw + 1
     flat = np.ascontiguousarray(x).reshape(n, c, height * width)
-    taps = w.reshape(c, kh * kw).astype(np.float64)
+    taps = w.reshape(c, kh * kw)
     reach = (kh - 1) * width + kw - 1
     span = height * width - reach
     out = np.empty((n, c, oh, ow))
@@ -205,28 +208,37 @@ def _depthwise(x: Array, w: Value) -> Array:
 def _tapwise(
     x: Array, w: Value, strides: tuple[int, ...], dilations: tuple[int, ...], groups: int
 ) -> Array:
-    """Any convolution of padded x: for each tap a product over the channels of each group."""
+    """Any convolution of padded x: one product per group over channels and taps together, or, where
+    the unfolded input would be large, a product per tap."""
     kernel = w.shape[2:]
     size = tuple(
         (n - d * (k - 1) - 1) // s + 1
         for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
     )
     n, places = x.shape[0], math.prod(size)
-    y = np.zeros((n, groups, w.shape[0] // groups, places))
-    weights = w.reshape(groups, -1, *w.shape[1:])
-    for u in itertools.product(*map(range, kernel)):
-        window = tuple(
+    windows = [
+        tuple(
             slice(t * d, t * d + s * (m - 1) + 1, s)
             for t, d, s, m in zip(u, dilations, strides, size, strict=True)
         )
+        for u in itertools.product(*map(range, kernel))
+    ]
+    weights = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
+    if 8 * n * x.shape[1] * len(windows) * places <= _UNFOLDED_BYTES:
+        parts = [x[(slice(None), slice(None), *u)].reshape(n, x.shape[1], places) for u in windows]
+        columns = np.stack(parts, axis=2).reshape(n, groups, -1, places)
+        y = weights.reshape(groups, weights.shape[1], -1) @ columns
+        return y.reshape(n, -1, *size)
+    y = np.zeros((n, groups, weights.shape[1], places))
+    for t, window in enumerate(windows):
         part = x[(slice(None), slice(None), *window)].reshape(n, groups, -1, places)
-        y += weights[(..., *u)].astype(np.float64) @ part
+        y += np.ascontiguousarray(weights[..., t]) @ part
     return y.reshape(n, -1, *size)
 
 
 def _batch_normalization(node: ir.Node, inputs: list[Value | None]) -> Array:
     """BatchNormalization-15 in inference mode."""
-    x, gamma, beta, mean, var = (np.asarray(a, np.float64) for a in inputs)
+    x, gamma, beta, mean, var = (a for a in inputs if a is not None)
     if int_attribute(node, "training_mode", 0):
         raise DataFault(
             "onnx.bn_training",

@@ -1,0 +1,172 @@
+"""``vntools export`` against the usual module-level flow, side by side in one run.
+
+    python docs/bench_export.py [--arch vanillanet_13] [--rounds 3] [--json FILE]
+
+The usual flow, written for this comparison: torch.load, build the network, merge its PyTorch weights
+in float32, torch.onnx.export, onnxsim, write. It verifies nothing. Both start as fresh processes from
+the same checkpoint (seeded weights under ``model`` and ``model_ema``), in turns; seconds are wall
+clock of the whole process, memory is its peak resident size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vntools.base.provenance import host, versions
+
+
+def write_checkpoint(path: Path, name: str) -> None:
+    """A released-format checkpoint with seeded weights and plausible statistics."""
+    import torch
+
+    from vntools.models.arch import ARCHITECTURES
+    from vntools.models.vanillanet import VanillaNet, initialize
+
+    draw = torch.Generator().manual_seed(0)
+    network = VanillaNet(ARCHITECTURES[name])
+    initialize(network, generator=draw)
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.weight.data.normal_(0, part.weight[0].numel() ** -0.5, generator=draw)
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1, generator=draw)
+            part.running_var.uniform_(0.5, 2, generator=draw)
+    weights = network.state_dict()
+    average = {k: v.clone() for k, v in weights.items()}
+    args = argparse.Namespace(model=name, decay_epochs=100, act_num=3)
+    torch.save({"model": weights, "model_ema": average, "epoch": 299, "args": args}, path)
+
+
+def usual_flow(ckpt: str, out: str) -> None:
+    """What a user does today."""
+    import onnx
+    import onnxsim
+    import torch
+
+    from vntools.models.arch import ARCHITECTURES
+    from vntools.models.vanillanet import DeployVanillaNet, VanillaNet
+
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(ckpt, map_location="cpu", weights_only=True)
+    arch = ARCHITECTURES[content["args"].model]
+    network = VanillaNet(arch).eval()
+    network.load_state_dict(content["model_ema"])
+    state = network.state_dict()
+    merged: dict[str, torch.Tensor] = {}
+
+    def folded(conv: str, norm: str) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + 1e-6)
+        bias = state.get(f"{conv}.bias", torch.zeros(len(scale)))
+        shift = state[f"{norm}.bias"] + (bias - state[f"{norm}.running_mean"]) * scale
+        return state[f"{conv}.weight"] * scale[:, None, None, None], shift
+
+    def joined(
+        first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        point = second[0][:, :, 0, 0]
+        weight = (point @ first[0].flatten(1)).view(-1, *first[0].shape[1:])
+        return weight.contiguous(), point @ first[1] + second[1]
+
+    def put(name: str, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+        merged[f"{name}.weight"], merged[f"{name}.bias"] = pair
+
+    put("stem.0", joined(folded("stem1.0", "stem1.1"), folded("stem2.0", "stem2.1")))
+    put("stem.1", folded("stem2.2", "stem2.2.bn"))
+    for i in range(len(arch.strides)):
+        s = f"stages.{i}"
+        first, second = (folded(f"{s}.conv{j}.0", f"{s}.conv{j}.1") for j in (1, 2))
+        put(f"{s}.conv", joined(first, second))
+        put(f"{s}.act", folded(f"{s}.act", f"{s}.act.bn"))
+    last = state["cls2.0.weight"], state["cls2.0.bias"]
+    put("cls.2", joined(folded("cls1.2", "cls1.3"), last))
+    deploy = DeployVanillaNet(arch).eval()
+    deploy.load_state_dict(merged)
+    del network, content, state, merged
+    torch.onnx.export(
+        deploy,
+        (torch.zeros(2, 3, arch.image_size, arch.image_size),),
+        out,
+        dynamo=True,
+        external_data=False,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        opset_version=20,
+        verbose=False,
+    )
+    model, _ = onnxsim.simplify(out)
+    onnx.save(model, out)
+
+
+def timed(command: list[str]) -> dict[str, float]:
+    """Seconds and peak megabytes of a process that must succeed."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+    ) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"exit status {process.returncode}: {' '.join(command)}")
+    return {"seconds": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1000}
+
+
+def main() -> None:
+    """Run both flows in turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", default="vanillanet_13")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    runs: dict[str, list[dict[str, float]]] = {"usual flow": [], "vntools export": []}
+    with tempfile.TemporaryDirectory() as folder:
+        ckpt, out = Path(folder, "net.pth"), Path(folder, "net.onnx")
+        write_checkpoint(ckpt, options.arch)
+        here = [sys.executable, __file__]
+        export = [sys.executable, "-c", "from vntools.cli import main; main()", "export", "--ckpt", str(ckpt)]
+        commands = {
+            "usual flow": [*here, "--usual-flow", str(ckpt), str(out)],
+            "vntools export": [*export, "--out", str(out), "--force"],
+        }
+        for _ in range(options.rounds):
+            for name, command in commands.items():
+                out.unlink(missing_ok=True)
+                runs[name].append(timed(command))
+                print(name, {k: round(v, 2) for k, v in runs[name][-1].items()}, flush=True)
+        size_mb = ckpt.stat().st_size / 1e6
+    record: dict[str, Any] = {
+        "schema": 1,
+        "arch": options.arch,
+        "checkpoint_mb": round(size_mb, 1),
+        "host": host(),
+        "versions": versions("torch", "onnx", "onnxruntime-gpu", "onnxsim", "numpy"),
+        "runs": runs,
+        "median": {
+            name: {k: statistics.median(r[k] for r in rs) for k in ("seconds", "peak_mb")}
+            for name, rs in runs.items()
+        },
+    }
+    usual, ours = (record["median"][n] for n in runs)
+    record["ratio"] = {k: ours[k] / usual[k] for k in usual}
+    print(f"{options.arch}, checkpoint of {size_mb:.0f} MB, {options.rounds} rounds in turns, medians")
+    for name, median in record["median"].items():
+        print(f"  {name:15} {median['seconds']:6.1f} s  {median['peak_mb']:6.0f} MB")
+    print(f"  ratio           {record['ratio']['seconds']:6.2f}    {record['ratio']['peak_mb']:6.2f}")
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="ascii")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--usual-flow"]:
+        usual_flow(*sys.argv[2:])
+    else:
+        main()
