@@ -2,10 +2,10 @@
 
     python docs/bench_export.py [--arch vanillanet_13] [--rounds 3] [--json FILE]
 
-The usual flow, written for this comparison: torch.load, build the network, merge its PyTorch weights
-in float32, torch.onnx.export, onnxsim, write. It verifies nothing. Both start as fresh processes from
-the same checkpoint (seeded weights under ``model`` and ``model_ema``), in turns; seconds are wall
-clock of the whole process, memory is its peak resident size.
+The usual flow, written for this comparison: torch.load, build the network, merge its PyTorch
+weights in float32, torch.onnx.export, onnxsim, write. It verifies nothing. Both start as fresh
+processes from the same checkpoint (seeded weights under ``model`` and ``model_ema``), in
+turns; seconds are wall clock of the whole process, memory is its peak resident size.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def usual_flow(ckpt: str, out: str) -> None:
     put("cls.2", joined(folded("cls1.2", "cls1.3"), last))
     deploy = DeployVanillaNet(arch).eval()
     deploy.load_state_dict(merged)
-    del network, content, state, merged
+    del network, content
     torch.onnx.export(
         deploy,
         (torch.zeros(2, 3, arch.image_size, arch.image_size),),
@@ -132,7 +132,14 @@ def main() -> None:
         ckpt, out = Path(folder, "net.pth"), Path(folder, "net.onnx")
         write_checkpoint(ckpt, options.arch)
         here = [sys.executable, __file__]
-        export = [sys.executable, "-c", "from vntools.cli import main; main()", "export", "--ckpt", str(ckpt)]
+        export = [
+            sys.executable,
+            "-c",
+            "from vntools.cli import main; main()",
+            "export",
+            "--ckpt",
+            str(ckpt),
+        ]
         commands = {
             "usual flow": [*here, "--usual-flow", str(ckpt), str(out)],
             "vntools export": [*export, "--out", str(out), "--force"],
@@ -156,11 +163,13 @@ def main() -> None:
         },
     }
     usual, ours = (record["median"][n] for n in runs)
-    record["ratio"] = {k: ours[k] / usual[k] for k in usual}
-    print(f"{options.arch}, checkpoint of {size_mb:.0f} MB, {options.rounds} rounds in turns, medians")
+    ratio = record["ratio"] = {k: ours[k] / usual[k] for k in usual}
+    print(
+        f"{options.arch}, checkpoint of {size_mb:.0f} MB, medians of {options.rounds} rounds"
+    )
     for name, median in record["median"].items():
         print(f"  {name:15} {median['seconds']:6.1f} s  {median['peak_mb']:6.0f} MB")
-    print(f"  ratio           {record['ratio']['seconds']:6.2f}    {record['ratio']['peak_mb']:6.2f}")
+    print(f"  {'ratio':15} {ratio['seconds']:6.2f}    {ratio['peak_mb']:6.2f}")
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="ascii")
 

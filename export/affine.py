@@ -1,12 +1,13 @@
-"""The algebra of linear regions: convolutions with a bias as values, in float64, over numpy alone.
+"""The algebra of linear regions: biased convolutions as values, in float64, numpy alone.
 
 Between two non-linearities everything is an affine convolution
 
     y[o, j] = b[o] + sum_{m, u} W[o, m, u] x[m + group offset, s j - p + d u]
 
-with x zero outside its extent, j and u running over any number of spatial axes. The rules below are
-pure functions; each states its equation, its shapes and the condition under which it is exact, and
-raises :class:`Refused` with the reason where it is not. The one cast to float32 is the caller's.
+with x zero outside its extent, j and u running over any number of spatial axes. The rules
+below are pure functions; each states its equation, its shapes and the condition under which it
+is exact, and raises :class:`Refused` with the reason where it is not. The one cast to float32
+is the caller's.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class AffineConv:
         weight: (out, in / groups, k_1 .. k_n), float64.
         bias: (out,), float64.
         strides: s, one per spatial axis.
-        pads: zeros in front of and behind each axis: (begin_1 .. begin_n, end_1 .. end_n), as in
-            ONNX Conv.
+        pads: zeros in front of and behind each axis: (begin_1 .. begin_n, end_1 .. end_n), as
+            in ONNX Conv.
         dilations: d, one per spatial axis.
         groups: number of groups.
 
@@ -68,7 +69,12 @@ class AffineConv:
 
     def __post_init__(self) -> None:
         n = self.weight.ndim - 2
-        if n < 1 or len(self.strides) != n or len(self.dilations) != n or len(self.pads) != 2 * n:
+        if (
+            n < 1
+            or len(self.strides) != n
+            or len(self.dilations) != n
+            or len(self.pads) != 2 * n
+        ):
             raise ValueError(f"attributes do not fit a kernel of shape {self.weight.shape}")
         if self.out_channels % self.groups or self.bias.shape != (self.out_channels,):
             raise ValueError("groups or bias do not fit the output channels")
@@ -126,7 +132,7 @@ class AffineConv:
 
 
 def output_size(conv: AffineConv, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Spatial size of y for an x of spatial ``size``: floor((n + p - d (k - 1) - 1) / s) + 1."""
+    """Spatial size of y for x of spatial ``size``: floor((n + p - d (k - 1) - 1) / s) + 1."""
     return tuple(
         (n + sum(conv.pad(a)) - conv.reach(a) - 1) // conv.strides[a] + 1
         for a, n in enumerate(size)
@@ -150,7 +156,7 @@ def parameters_of(conv: AffineConv) -> int:
 
 
 def apply(conv: AffineConv, x: Array) -> Array:
-    """y of shape (n, out, ..) for x of shape (n, in, ..), tap by tap in float64."""
+    """Evaluate y of shape (n, out, ..) for x of shape (n, in, ..), tap by tap."""
     edges = [(0, 0), (0, 0)] + [conv.pad(a) for a in range(conv.axes)]
     padded = np.pad(np.asarray(x, np.float64), edges)
     size = output_size(conv, x.shape[2:])
@@ -164,7 +170,8 @@ def apply(conv: AffineConv, x: Array) -> Array:
         )
         part = padded[(slice(None), slice(None), *window)].reshape(n, g, -1, math.prod(size))
         tap = w[(..., *u)]
-        # One channel a group: a product per channel, where matmul would loop over 1x1 matrices.
+        # One channel a group: a product per channel, where matmul would loop over 1x1
+        # matrices.
         y += tap * part if tap.shape[2] == 1 else tap @ part
     return y.reshape(n, -1, *size) + conv.bias.reshape((1, -1) + (1,) * conv.axes)
 
@@ -217,22 +224,21 @@ def plan_compose(outer: AffineConv, inner: AffineConv) -> _Geometry:
             continue
         if biased:
             raise Refused(
-                f"pads={list(outer.pads)}: zero padding would replace the first convolution's bias "
-                "at the border"
+                f"pads={list(outer.pads)}: zero padding would replace the first convolution's "
+                "bias at the border"
             )
         begin, end = inner.pad(a)
         reads_front = front and begin < inner.reach(a) - inner.strides[a] + 1
         if reads_front or (behind and end < inner.reach(a)):
             raise Refused(
-                f"pads={list(outer.pads)}: beyond the border the first convolution's kernel would "
-                "still reach its input, where the second one reads zeros"
+                f"pads={list(outer.pads)}: beyond the border the first convolution's kernel "
+                "would still reach its input, where the second one reads zeros"
             )
     kernel, dilations = [], []
     for a in range(inner.axes):
-        steps = [
-            d for d, k in ((inner.dilations[a], inner.kernel[a]),) if k > 1
-        ] + [inner.strides[a] * outer.dilations[a] for k in (outer.kernel[a],) if k > 1]
-        step = math.gcd(*steps) if steps else 1
+        apart = inner.strides[a] * outer.dilations[a]  # the outer kernel's taps, in x
+        lattice = (inner.dilations[a], inner.kernel[a]), (apart, outer.kernel[a])
+        step = math.gcd(*(d for d, k in lattice if k > 1)) or 1
         reach = inner.reach(a) + inner.strides[a] * outer.reach(a)
         kernel.append(reach // step + 1)
         dilations.append(step)
@@ -252,12 +258,12 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv:
     Given:  y = W2 * (W1 * x + b1) + b2            Result: y = W * x + b
     W[o, i, d1 u1 + s1 d2 u2] += sum_m W2[o, m, u2] W1[m, i, u1],  b = b2 + sum_{m, u2} W2 b1,
     taps on the lattice of step gcd(d1, s1 d2); stride s1 s2, padding p1 + s1 p2; groups
-    gcd(g1, g2), because blocks of channels nest. For two 1x1 convolutions it is the matrix product
-    W2 W1.
+    gcd(g1, g2), because blocks of channels nest. For two 1x1 convolutions it is the matrix
+    product W2 W1.
     Needs, per axis: the outer convolution is unpadded; or the inner one's bias is zero and its
-    kernel touches no input at the places that the outer one pads: p1 >= d1 (k1 - 1) - s1 + 1 in
-    front, p1 >= d1 (k1 - 1) behind (an unpadded 1x1 kernel qualifies). There a convolution that
-    read on beyond its border would give the zero that the training graph has.
+    kernel touches no input at the places that the outer one pads: p1 >= d1 (k1 - 1) - s1 + 1
+    in front, p1 >= d1 (k1 - 1) behind (an unpadded 1x1 kernel qualifies). There a convolution
+    that read on beyond its border would give the zero that the training graph has.
     Source: Eq. 4 of the VanillaNet paper, in general form.
 
     Raises:
@@ -270,7 +276,10 @@ def compose(outer: AffineConv, inner: AffineConv) -> AffineConv:
         point = (...,) + (0,) * inner.axes
         reach, out = w2[point], w2[point] @ w1[point]
     else:
-        reach, out = w2.reshape(*w2.shape[:3], -1).sum(axis=3), _scatter(outer, inner, plan, w2, w1)
+        reach, out = (
+            w2.reshape(*w2.shape[:3], -1).sum(axis=3),
+            _scatter(outer, inner, plan, w2, w1),
+        )
     carried = reach @ inner.bias.reshape(g, -1, 1)
     return AffineConv(
         out.reshape(outer.out_channels, -1, *plan.kernel),
@@ -292,7 +301,12 @@ def _scatter(
             at = tuple(
                 (d1 * t1 + s1 * d2 * t2) // step
                 for d1, t1, s1, d2, t2, step in zip(
-                    inner.dilations, u1, inner.strides, outer.dilations, u2, plan.dilations,
+                    inner.dilations,
+                    u1,
+                    inner.strides,
+                    outer.dilations,
+                    u2,
+                    plan.dilations,
                     strict=True,
                 )
             )
@@ -317,10 +331,10 @@ def add(left: AffineConv, right: AffineConv) -> AffineConv:
     """Two parallel branches of one input as one convolution.
 
     Given:  y = (W1 * x + b1) + (W2 * x + b2)      Result: y = W * x + b
-    Both kernels are laid on their common lattice, shifted by the difference of their paddings (so a
-    smaller kernel is centred in the larger), and added; groups gcd(g1, g2), padding the larger.
-    Needs: equal strides and channels, and per axis the same output size for every input size:
-    d1 (k1 - 1) - p1 = d2 (k2 - 1) - p2, front and back padding taken together.
+    Both kernels are laid on their common lattice, shifted by the difference of their paddings
+    (so a smaller kernel is centred in the larger), and added; groups gcd(g1, g2), padding the
+    larger. Needs: equal strides and channels, and per axis the same output size for every
+    input size: d1 (k1 - 1) - p1 = d2 (k2 - 1) - p2, front and back padding taken together.
     Source: RepVGG (Ding et al. 2021), sec. 3.3.
 
     Raises:
@@ -349,12 +363,21 @@ def add(left: AffineConv, right: AffineConv) -> AffineConv:
     for side, conv in enumerate((left, right)):
         w = _regroup(conv, g).reshape(out.shape[0], out.shape[1], *conv.kernel)
         lattice = tuple(
-            slice(shift[side] // d, shift[side] // d + conv.reach(a) // d + 1, max(conv.dilations[a] // d, 1))
+            slice(
+                shift[side] // d,
+                shift[side] // d + conv.reach(a) // d + 1,
+                max(conv.dilations[a] // d, 1),
+            )
             for a, (shift, d) in enumerate(zip(offsets, dilations, strict=True))
         )
         out[(slice(None), slice(None), *lattice)] += w
     return AffineConv(
-        out, left.bias + right.bias, left.strides, (*pads_begin, *pads_end), tuple(dilations), g
+        out,
+        left.bias + right.bias,
+        left.strides,
+        (*pads_begin, *pads_end),
+        tuple(dilations),
+        g,
     )
 
 

@@ -1,4 +1,4 @@
-"""Reading an ONNX graph: constants, uses, symbolic shapes, convolutions, and what a graph costs."""
+"""Reading an ONNX graph: constants, uses, symbolic shapes, convolutions, and costs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ from vntools.export.affine import AffineConv, Refused
 
 ONNX_DOMAINS = ("", "ai.onnx")
 _CONSTANT_FOLDABLE = frozenset(
-    "Add Cast Concat Div Expand Flatten Gather Identity Mul Neg Pow Reciprocal Reshape Slice Sqrt "
-    "Squeeze Sub Transpose Unsqueeze ConstantOfShape".split()
+    (
+        *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Reciprocal", "Cast", "Identity"),
+        *("Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Reshape", "Slice"),
+        *("Squeeze", "Transpose", "Unsqueeze"),
+    )
 )
-# Above this many elements a folded constant is no scalar, shape or channel vector but a weight that
-# somebody computes in the graph; such weights stay small in practice, and the bound keeps a hostile
-# Expand from filling the memory.
+# Above this many elements a folded constant is no scalar, shape or channel vector but a weight
+# that somebody computes in the graph; such weights stay small in practice, and the bound keeps
+# a hostile Expand from filling the memory.
 _LARGEST_FOLDED = 1 << 26
 _LARGEST_SMALL = 256
 
@@ -53,9 +56,9 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The array that ``value`` always holds, or None.
 
-    Initializers that a caller may override (they are graph inputs too) are not constant. Sub-graphs
-    of constants are folded, and ``CastLike(constant, x)`` needs only the type of x: it is how
-    PyTorch's exporter writes the zero bias of a convolution that has none.
+    Initializers that a caller may override (they are graph inputs too) are not constant.
+    Sub-graphs of constants are folded, and ``CastLike(constant, x)`` needs only the type of x:
+    it is how PyTorch's exporter writes the zero bias of a convolution that has none.
     """
     if value is None or value.is_graph_input():
         return None
@@ -101,7 +104,10 @@ def _evaluate(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any] 
 
     if node.op_type in ("Expand", "ConstantOfShape", "Reshape"):
         target = arrays[-1]
-        if target is None or math.prod(abs(int(d)) for d in target.reshape(-1)) > _LARGEST_FOLDED:
+        if (
+            target is None
+            or math.prod(abs(int(d)) for d in target.reshape(-1)) > _LARGEST_FOLDED
+        ):
             return None
     graph = node.graph
     version = node.version or (graph.opset_imports.get("") if graph is not None else None)
@@ -163,8 +169,10 @@ def symbolic_vector(value: ir.Value | None) -> list[int | str] | None:
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """The one node of the same graph that reads ``value``, once; None where a graph output, a
-    subgraph or a second reader needs it too."""
+    """The one node of the same graph that reads ``value``, once.
+
+    None where a graph output, a subgraph or a second reader needs it too.
+    """
     uses = tuple(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -191,8 +199,8 @@ def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...] | None:
 def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
     """A Conv node with constant weights as a value, in float64.
 
-    With ``weights=False`` only the geometry and the bias are read; the weight is then a view of a
-    single zero with the right shape, which costs no memory.
+    With ``weights=False`` only the geometry and the bias are read; the weight is then a view
+    of a single zero with the right shape, which costs no memory.
 
     Raises:
         Refused: a weight is no constant, the padding depends on the input's size, or the
@@ -200,7 +208,12 @@ def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
     """
     held = node.inputs[1]
     weight: NDArray[Any] | None
-    if not weights and held is not None and held.const_value is not None and held.producer() is None:
+    if (
+        not weights
+        and held is not None
+        and held.const_value is not None
+        and held.producer() is None
+    ):
         tensor = held.const_value
         weight = np.broadcast_to(np.zeros((), tensor.dtype.numpy()), tensor.shape.numpy())
         weight = None if held.is_graph_input() else weight
@@ -249,7 +262,7 @@ def unique_name(graph: ir.Graph, wanted: str) -> str:
 
 
 def remove_dead(graph: ir.Graph, value: ir.Value | None) -> None:
-    """Remove what only ever made ``value``, if nothing reads it any more: nodes and initializers."""
+    """Remove what only ever made ``value``, nodes and initializers, if nothing reads it."""
     if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
         return
     if value.is_initializer():
@@ -271,8 +284,8 @@ class GraphStats:
     Attributes:
         ops: nodes by type.
         parameters: elements of its float constants.
-        macs: multiply-accumulates of Conv, Gemm and MatMul for one sample; None where a size that
-            they depend on is dynamic.
+        macs: multiply-accumulates of Conv, Gemm and MatMul for one sample; None where a size
+            that they depend on is dynamic.
         size_bytes: size of its float constants.
     """
 
@@ -302,7 +315,11 @@ def stats(graph: ir.Graph) -> GraphStats:
     live = [n for n in graph if not is_data(n)]
     tensors: dict[int, tuple[int, int]] = {}
     for value in _constants(live):
-        if value.dtype is not None and value.dtype.is_floating_point() and value.shape is not None:
+        if (
+            value.dtype is not None
+            and value.dtype.is_floating_point()
+            and value.shape is not None
+        ):
             size = math.prod(d for d in value.shape if isinstance(d, int))
             tensors[id(value)] = (size, math.ceil(size * value.dtype.itemsize))
     total: int | None = 0
@@ -318,7 +335,7 @@ def stats(graph: ir.Graph) -> GraphStats:
 
 
 def is_data(node: ir.Node) -> bool:
-    """Whether a node only prepares constants or shapes: it costs nothing when the network runs."""
+    """Whether a node only prepares constants or shapes, and so costs nothing at run time."""
     if len(node.outputs) != 1:
         return False
     value = node.outputs[0]
@@ -357,9 +374,9 @@ def _node_macs(node: ir.Node) -> int | None:
 def without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
     """A copy of ``model`` whose large initializers are inputs, and those initializers by name.
 
-    Other libraries then work on a graph of a few kilobytes and copy no weight. Constants of up to
-    256 elements (axes, shapes, scalars) stay, and so may take part in folding; initializers that
-    are inputs too have no fixed value, so they lend theirs at any size.
+    Other libraries then work on a graph of a few kilobytes and copy no weight. Constants of up
+    to 256 elements (axes, shapes, scalars) stay, and so may take part in folding; initializers
+    that are inputs too have no fixed value, so they lend theirs at any size.
     """
     light, held = model.clone(), dict[str, ir.TensorProtocol]()
     for name, value in list(light.graph.initializers.items()):

@@ -55,7 +55,9 @@ def parse_onnx(data: bytes, path: Path | None = None) -> ir.Model:
         onnx.checker.check_model(data, full_check=False)
     except onnx.checker.ValidationError as e:
         why = str(e).splitlines()[0]
-        raise DataFault("onnx.invalid", f"the ONNX checker refuses it: {why}", path=path) from e
+        raise DataFault(
+            "onnx.invalid", f"the ONNX checker refuses it: {why}", path=path
+        ) from e
     model = ir.serde.deserialize_model(proto)
     if model.functions:
         InlinePass()(model)

@@ -1,4 +1,4 @@
-"""Names for the nodes and tensors of an exported network, the same from either checkpoint form."""
+"""Names for the nodes and tensors of an exported network, the same from either form."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 
 def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:
-    """Name convolutions after their layer, other nodes by type and number, tensors by their node.
+    """Name convolutions after their layer, other nodes by type, tensors by their node.
 
     Args:
         graph: its inputs and outputs keep their names.
-        layer: from the module that a convolution's weight had in the training form to the name its
-            layer is to have.
+        layer: from the module that a convolution's weight had in the training form to the name
+            its layer is to have.
     """
     numbers: Counter[str] = Counter()
     for node in graph:

@@ -49,8 +49,8 @@ class Rewrite:
         nodes: names of the nodes that went in.
         node: name of the node that came out.
         parameters_before, parameters_after: weights and biases of the region.
-        macs_before, macs_after: multiply-accumulates of the region for one sample; None where the
-            spatial size is dynamic.
+        macs_before, macs_after: multiply-accumulates of the region for one sample; None where
+            the spatial size is dynamic.
         error: largest difference between the region before and after, evaluated in float64 on
             seeded random inputs, relative to the largest output; 0 where the rewrite moves no
             arithmetic.
@@ -89,10 +89,11 @@ Record = Rewrite | Skip
 class GraphPass(ABC):
     """A rewriting of the top-level graph, in place.
 
-    A pass is a frozen dataclass in a file of ``export/passes`` named as it is (``merge-convs`` in
-    ``merge_convs.py``); its options are fields. Applied twice it changes nothing more; it keeps
-    names, shapes and types of the graph's inputs and outputs, never changes a shared constant in
-    place, and never reaches across a second reader, a graph output, a subgraph or a foreign domain.
+    A pass is a frozen dataclass in a file of ``export/passes`` named as it is (``merge-convs``
+    in ``merge_convs.py``); its options are fields. Applied twice it changes nothing more; it
+    keeps names, shapes and types of the graph's inputs and outputs, never changes a shared
+    constant in place, and never reaches across a second reader, a graph output, a subgraph or
+    a foreign domain.
     """
 
     name: ClassVar[str]
@@ -105,9 +106,10 @@ class GraphPass(ABC):
 
 @cache
 def discover() -> tuple[GraphPass, ...]:
-    """Every pass of ``export/passes`` with its default options, in an order that honours ``after``.
+    """Every pass of ``export/passes``, default options, in an order that honours ``after``.
 
-    Among those that may run next the first by name runs next, so the order is one and the same.
+    Among those that may run next the first by name runs next, so the order is one and the
+    same.
     """
     import vntools.export.passes as package
 
@@ -149,11 +151,12 @@ def apply_passes(
 ) -> Applied:
     """Run ``passes`` (default: all that are found) over ``graph`` in place.
 
-    Weights are cast to the graph's type at the end, once. ``advance`` is called with each record's
-    rule as it comes.
+    Weights are cast to the graph's type at the end, once. ``advance`` is called with each
+    record's rule as it comes.
 
     Raises:
-        InternalFault: ``pass.failed``; the message names the pass and those that ran before it.
+        InternalFault: ``pass.failed``; the message names the pass and those that ran before
+            it.
         DataFault: ``merge.overflow``, where a merged weight leaves the range of its type.
     """
     applied, done = Applied(), []
@@ -184,7 +187,7 @@ def apply_passes(
 def rewrite_model(
     data: bytes, passes: Sequence[GraphPass] | None = None
 ) -> tuple[bytes, Applied]:
-    """An ONNX model through ``passes``; the very ``data`` comes back where nothing is rewritten.
+    """An ONNX model through ``passes``; the very ``data`` where nothing is rewritten.
 
     Raises:
         DataFault: as :func:`vntools.export.load.parse_onnx`.
@@ -199,13 +202,11 @@ def rewrite_model(
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True), applied
 
 
-def exact(
-    node: ir.Node, channels: NDArray[np.intp] | None = None
-) -> Callable[[], AffineConv]:
+def exact(node: ir.Node, channels: NDArray[np.intp] | None = None) -> Callable[[], AffineConv]:
     """What makes a Conv node's float64 value: as an earlier rewrite left it, before any cast.
 
-    The value outlives the node's own weights, and is made anew at each call. With ``channels`` it
-    has only those output channels (as :func:`vntools.export.affine.channels_of`).
+    The value outlives the node's own weights, and is made anew at each call. With ``channels``
+    it has only those output channels (as :func:`vntools.export.affine.channels_of`).
 
     Raises:
         Refused: as :func:`vntools.export.graph.convolution`.
@@ -224,13 +225,14 @@ def exact(
 def set_convolution(node: ir.Node, exact: Callable[[], AffineConv], shape: AffineConv) -> None:
     """Give a Conv node new weights, bias and attributes: those of what ``exact`` makes.
 
-    ``shape`` has its geometry and bias. The float64 value is made anew whenever it is needed, so that a
-    later rewrite starts from it and not from a rounded copy, and is held for one node at a time;
-    the one cast is made when the passes are done, or by :func:`materialize`. New initializers are
-    made: others may share the old ones.
+    ``shape`` has its geometry and bias. The float64 value is made anew whenever it is needed,
+    so that a later rewrite starts from it and not from a rounded copy, and is held for one
+    node at a time; the one cast is made when the passes are done, or by :func:`materialize`.
+    New initializers are made: others may share the old ones.
     """
     graph, weight = node.graph, node.inputs[1]
-    assert isinstance(graph, ir.Graph) and weight is not None
+    assert isinstance(graph, ir.Graph)
+    assert weight is not None
     dtype = ir.DataType.DOUBLE if weight.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
     stem = (weight.name or node.name or "conv").removesuffix(".weight")
     old = tuple(node.inputs[1:])
@@ -239,10 +241,14 @@ def set_convolution(node: ir.Node, exact: Callable[[], AffineConv], shape: Affin
         remove_dead(graph, value)
     node.resize_inputs(3)
     weight_tensor = ir.LazyTensor(
-        lambda: ir.tensor(_cast(exact().weight, dtype, node)), dtype, ir.Shape(shape.weight.shape)
+        lambda: ir.tensor(_cast(exact().weight, dtype, node)),
+        dtype,
+        ir.Shape(shape.weight.shape),
     )
     bias_tensor = ir.tensor(_cast(shape.bias, dtype, node))
-    for i, (part, tensor) in enumerate((("weight", weight_tensor), ("bias", bias_tensor)), start=1):
+    for i, (part, tensor) in enumerate(
+        (("weight", weight_tensor), ("bias", bias_tensor)), start=1
+    ):
         value = ir.Value(
             name=unique_name(graph, f"{stem}.{part}"),
             shape=ir.Shape(tensor.shape),
@@ -274,7 +280,9 @@ def materialize(node: ir.Node, value: AffineConv | None = None) -> None:
     if thunk is None or weight is None or not isinstance(weight.const_value, ir.LazyTensor):
         return
     array = (value or thunk()).weight
-    weight.const_value = ir.tensor(_cast(array, weight.const_value.dtype, node), name=weight.name)
+    weight.const_value = ir.tensor(
+        _cast(array, weight.const_value.dtype, node), name=weight.name
+    )
 
 
 def _cast(array: Array, dtype: ir.DataType, node: ir.Node) -> NDArray[Any]:
@@ -282,15 +290,17 @@ def _cast(array: Array, dtype: ir.DataType, node: ir.Node) -> NDArray[Any]:
         narrow = np.ascontiguousarray(array, dtype.numpy())
     ends = narrow.min(initial=0), narrow.max(initial=0)
     if not np.isfinite(ends).all() and np.isfinite(array).all():
-        raise DataFault("merge.overflow", f"the merged weights of {node.name} overflow {dtype.name}")
+        raise DataFault(
+            "merge.overflow", f"the merged weights of {node.name} overflow {dtype.name}"
+        )
     return narrow
 
 
 def probed_channels(conv: AffineConv, name: str) -> NDArray[np.intp]:
     """Output channels of an ungrouped convolution to evaluate: all, or 64 drawn by ``name``.
 
-    They do not depend on one another, so a part of them is a fair sample; a grouped convolution is
-    evaluated whole.
+    They do not depend on one another, so a part of them is a fair sample; a grouped
+    convolution is evaluated whole.
     """
     if conv.groups > 1 or conv.out_channels <= _PROBED_CHANNELS:
         return np.arange(conv.out_channels)
@@ -299,13 +309,14 @@ def probed_channels(conv: AffineConv, name: str) -> NDArray[np.intp]:
 
 
 def probe_error(before: Callable[[Array], Array], after: AffineConv, *, name: str) -> float:
-    """Largest difference between a region and its replacement on a random input seeded by ``name``.
+    """Largest difference between a region and its replacement on a seeded random input.
 
-    The input is as small as the kernel allows with two places along each axis, so every tap and
-    both borders take part. The difference is relative to the largest output.
+    The input is as small as the kernel allows with two places along each axis, so every tap
+    and both borders take part. The difference is relative to the largest output.
     """
     size = [
-        max(after.reach(a) + 1 - sum(after.pad(a)), 1) + after.strides[a] for a in range(after.axes)
+        max(after.reach(a) + 1 - sum(after.pad(a)), 1) + after.strides[a]
+        for a in range(after.axes)
     ]
     x = _seeded(name).standard_normal((1, after.in_channels, *size))
     want, got = before(x), apply(after, x)

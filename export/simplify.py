@@ -13,7 +13,8 @@ from vntools.export.graph import without_weights
 def tidy(model: ir.Model) -> ir.Model:
     """``model`` with shapes and constants folded by onnxsim, its large weights shared with it.
 
-    Names, shapes and types of inputs and outputs stay. Nothing is fused: that is the passes' work.
+    Names, shapes and types of inputs and outputs stay. Nothing is fused: that is the passes'
+    work.
 
     Raises:
         InternalFault: ``onnxsim.failed``.

@@ -1,4 +1,4 @@
-"""From a PyTorch module to its raw ONNX graph; the one file of this room that touches torch."""
+"""From a PyTorch module to its raw ONNX graph; the one file here that touches torch."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ MAX_IR_VERSION = 10
 class _ExactAdaptiveMaxPool2d(nn.Module):
     """nn.AdaptiveMaxPool2d in operators that ONNX has, for a fixed height and width.
 
-    Max pooling is separable. Along an axis of n places, output i of m is the maximum over places
-    floor(i n / m) to ceil((i + 1) n / m) - 1: one Gather for each place of the widest window (a
-    narrower window names its last place again), and a Max over them. Where m divides n it is a
-    plain MaxPool.
+    Max pooling is separable. Along an axis of n places, output i of m is the maximum over
+    places floor(i n / m) to ceil((i + 1) n / m) - 1: one Gather for each place of the widest
+    window (a narrower window names its last place again), and a Max over them. Where m divides
+    n it is a plain MaxPool.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -70,18 +70,21 @@ def trace(
         opset: of the ONNX domain.
 
     Returns:
-        A model with the input ``input`` and the output ``logits``, without any trace of the machine
-        that made it. A convolution's or BatchNormalization's node is named as its weight is.
+        A model with the input ``input`` and the output ``logits``, without any trace of the
+        machine that made it. A convolution's or BatchNormalization's node is named as its
+        weight is.
 
     Raises:
-        DataFault: ``export.training_mode``, where a part of the module is in training mode: the
-            exporter would not show it.
+        DataFault: ``export.training_mode``, where a part of the module is in training mode:
+            the exporter would not show it.
         InternalFault: ``export.failed``.
     """
     for name, part in module.named_modules():
         if part.training:
             raise DataFault(
-                "export.training_mode", f"{name or 'the module'} is in training mode", hint="eval()"
+                "export.training_mode",
+                f"{name or 'the module'} is in training mode",
+                hint="eval()",
             )
     # The exporter takes a batch of 1 as fixed.
     example = torch.zeros(batch or 2, 3, image_size, image_size)
@@ -102,10 +105,10 @@ def trace(
         except Exception as e:
             raise InternalFault(
                 "export.failed",
-                f"torch.onnx.export failed: {type(e).__name__}: {str(e).splitlines()[0][:150]}",
+                f"torch.onnx.export: {type(e).__name__}: {str(e).splitlines()[0][:150]}",
                 hint="--opset with another number may help; --debug shows more",
             ) from e
-    assert program is not None
+    assert program is not None  # a file name would have made it None
     model: ir.Model = program.model
     _anonymize(model)
     return model
@@ -132,7 +135,7 @@ def _exact_pooling(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's talk of deprecations and of torchvision's operators off the terminal."""
+    """Keep the exporter's talk of deprecations and of torchvision off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

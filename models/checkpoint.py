@@ -113,7 +113,7 @@ def _interpret(
         raise DataFault(
             "ckpt.classes", f"its head has {arch.num_classes} outputs, not {num_classes}"
         )
-    notes.append(why)
+    notes += [why] if form == "training" else [why, "already in deploy form"]
     _check_names_and_shapes(tensors, _skeleton(arch, form))
     state, warnings = _read(archive, tensors)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}
@@ -173,9 +173,8 @@ def to_module(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _skeleton(arch: Architecture, form: Form) -> nn.Module:
-    """The network without memory for its weights."""
-    with torch.device("meta"):
-        return VanillaNet(arch) if form == "training" else DeployVanillaNet(arch)
+    """The network, its weights' memory still untouched."""
+    return VanillaNet(arch) if form == "training" else DeployVanillaNet(arch)
 
 
 def _choose(

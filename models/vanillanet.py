@@ -30,6 +30,16 @@ from vntools.models.arch import Architecture
 _BN_EPS = 1e-6
 
 
+class _Conv2d(nn.Conv2d):
+    """nn.Conv2d that draws no weights: they come from a checkpoint or from ``initialize``.
+
+    Until then they are untouched memory, so a network costs none before it has weights.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave weight and bias as they are."""
+
+
 class FadingActivation(nn.Module):
     """The activation that deep training removes (Eq. 1).
 
@@ -90,7 +100,7 @@ def _conv_bn(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int = 0
 ) -> list[nn.Module]:
     return [
-        nn.Conv2d(inputs, outputs, kernel, stride, padding),
+        _Conv2d(inputs, outputs, kernel, stride, padding),
         nn.BatchNorm2d(outputs, eps=_BN_EPS),
     ]
 
@@ -121,7 +131,7 @@ class _DeployBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, n: int, pool: nn.Module) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 1)
+        self.conv = _Conv2d(inputs, outputs, 1)
         self.pool = pool
         self.act = _DeploySeriesActivation(outputs, n)
 
@@ -161,7 +171,7 @@ class VanillaNet(nn.Module):
             nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout), *_conv_bn(last, classes)
         )
         self.cls_fade = FadingActivation()
-        self.cls2 = nn.Sequential(nn.Conv2d(classes, classes, 1))
+        self.cls2 = nn.Sequential(_Conv2d(classes, classes, 1))
         self.set_lambda(activation_lambda)
 
     def set_lambda(self, value: float) -> None:
@@ -187,14 +197,14 @@ class DeployVanillaNet(nn.Module):
         super().__init__()
         first = arch.dims[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(3, first, arch.stem_kernel, arch.stem_stride, arch.stem_padding),
+            _Conv2d(3, first, arch.stem_kernel, arch.stem_stride, arch.stem_padding),
             _DeploySeriesActivation(first, arch.activation_n),
         )
         self.stages = _blocks(arch, _DeployBlock)
         self.cls = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Dropout(0.0),
-            nn.Conv2d(arch.dims[-1], arch.num_classes, 1),
+            _Conv2d(arch.dims[-1], arch.num_classes, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

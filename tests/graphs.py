@@ -1,4 +1,4 @@
-"""ONNX graphs as text with seeded weights, and a plain float64 evaluation to hold others against."""
+"""ONNX graphs as text, weights from a seed, and a plain float64 evaluation to hold against."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def parsed(
 ) -> onnx.ModelProto:
     """``(float[n,3] x) => (float[n,3] y) <float[3] W> { y = Add(x, W) }`` as a model.
 
-    What is declared between angle brackets, and no node writes, becomes an initializer: the one of
-    ``weights``, else standard normal from ``seed`` (the variance of a BatchNormalization is
-    positive).
+    What is declared between angle brackets, and no node writes, becomes an initializer: the
+    one of ``weights``, else standard normal from ``seed`` (the variance of a
+    BatchNormalization is positive).
     """
     domains = f'"" : {opset}' + (f', "{foreign}" : 1' if foreign else "")
     model = onnx.parser.parse_model(
@@ -55,7 +55,9 @@ def parsed(
         model.graph.value_info.remove(info)
         tensor = info.type.tensor_type
         dims = [d.dim_value for d in tensor.shape.dim]
-        drawn = rng.uniform(0.5, 2, dims) if info.name in variances else rng.standard_normal(dims)
+        drawn = (
+            rng.uniform(0.5, 2, dims) if info.name in variances else rng.standard_normal(dims)
+        )
         value = np.asarray(
             weights.pop(info.name, drawn), helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         )
@@ -80,22 +82,28 @@ def feeds_of(model: ir.Model, *, seed: int = 1, batch: int = 2) -> dict[str, Arr
     feeds: dict[str, Array] = {}
     for value in model.graph.inputs:
         if value.name not in model.graph.initializers:
-            assert value.name and value.shape is not None and value.dtype is not None
+            assert value.name
+            assert value.shape is not None
+            assert value.dtype is not None
             dims = [d if isinstance(d, int) else batch for d in value.shape]
             feeds[value.name] = rng.standard_normal(dims).astype(value.dtype.numpy())
     return feeds
 
 
 def text_of(graph: ir.Graph) -> str:
-    """A graph as text to compare and to read: nodes with shapes and attributes, initializers."""
-    lines = [", ".join(map(_typed, graph.inputs)) + " => " + ", ".join(map(_typed, graph.outputs))]
+    """A graph as text to compare and read: nodes with types and attributes, initializers."""
+    lines = [
+        ", ".join(map(_typed, graph.inputs)) + " => " + ", ".join(map(_typed, graph.outputs))
+    ]
     for node in graph:
         attributes = ", ".join(f"{k}={a.value}" for k, a in sorted(node.attributes.items()))
         inputs = ", ".join("" if v is None else str(v.name) for v in node.inputs)
         outputs = ", ".join(map(_typed, node.outputs))
         label = f"[{node.name}] " if node.name else ""
         lines.append(f"{label}{outputs} = {node.op_type}<{attributes}>({inputs})")
-    lines += [f"initializer {_typed(graph.initializers[k])}" for k in sorted(graph.initializers)]
+    lines += [
+        f"initializer {_typed(graph.initializers[k])}" for k in sorted(graph.initializers)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +128,7 @@ def conv(
     dilations: Sequence[int] | None = None,
     groups: int = 1,
 ) -> Array:
-    """ONNX Conv over any number of axes, as its definition has it: a product for each window."""
+    """ONNX Conv over any number of axes, as its definition has it: a product a window."""
     n = w.ndim - 2
     strides, dilations = strides or (1,) * n, dilations or (1,) * n
     pads = pads or (0,) * 2 * n
@@ -130,12 +138,15 @@ def conv(
     steps = [slice(None, None, s) for s in (*strides, *dilations)]
     windows = windows[(slice(None), slice(None), *steps)]
     c, o = w.shape[1], w.shape[0] // groups
-    inner = [1, *range(n + 2, 2 * n + 2)]
-    parts = [
-        np.tensordot(windows[:, g * c : (g + 1) * c], w[g * o : (g + 1) * o], (inner, inner[:1] + list(range(2, n + 2))))
-        for g in range(groups)
-    ]
-    y = np.moveaxis(np.concatenate(parts, axis=-1), -1, 1)
+    summed = [1, *range(n + 2, 2 * n + 2)], [1, *range(2, n + 2)]
+    y = np.concatenate(
+        [
+            np.tensordot(windows[:, g * c :][:, :c], w[g * o :][:o], summed)
+            for g in range(groups)
+        ],
+        axis=-1,
+    )
+    y = np.moveaxis(y, -1, 1)
     return y if b is None else y + b.reshape(-1, *(1,) * n)
 
 
@@ -144,8 +155,8 @@ def reference(
 ) -> dict[str, Array]:
     """Outputs of a chain of Conv, BatchNormalization, LeakyRelu, Relu and MaxPool in float64.
 
-    With ``absolute`` the same net runs on absolute values: a bound of every partial sum in it, so
-    rounding errors are measured in it.
+    With ``absolute`` the same net runs on absolute values: a bound of every partial sum in
+    it, so rounding errors are measured in it.
     """
     values = {k: _float64(v, absolute) for k, v in feeds.items()}
     for node in graph:

@@ -30,9 +30,10 @@ class DemoResult:
 
     Attributes:
         images: test images that every top-1 is of.
-        top1_percent: of the checkpoint in PyTorch, the exported graph and the FP16 graph in ONNX
-            Runtime.
-        agreement: share of images on which exported and FP16 graph answer as the checkpoint does.
+        top1_percent: of the checkpoint in PyTorch, the exported graph and the FP16 graph in
+            ONNX Runtime.
+        agreement: share of images on which exported and FP16 graph answer as the checkpoint
+            does.
         training, merged: the training graph and the exported graph.
         training_plan, merged_plan: FP16 plans of the two.
         latency: CPU latency of the two, measured side by side.
@@ -74,7 +75,8 @@ def run_demo(folder: Path, listener: Listener) -> DemoResult:
         listener: hears of every phase.
 
     Raises:
-        CheckFailed: ``demo.top1`` or ``demo.agreement``: the promise of this demo does not hold.
+        CheckFailed: ``demo.top1`` or ``demo.agreement``: the promise of this demo does not
+            hold.
         VntoolsError: as the parts do.
     """
     ckpt = folder / "digits.pth"
@@ -97,7 +99,9 @@ def run_demo(folder: Path, listener: Listener) -> DemoResult:
     if agreement["exported"] != 1.0 or not agreement["fp16"] >= MIN_FP16_AGREEMENT:
         raise CheckFailed("demo.agreement", f"the graphs answer differently: {agreement}")
     latency = _side_by_side(training_onnx, merged_onnx, listener)
-    return DemoResult(len(test), top1, agreement, training, merged, plans[0], plans[1], latency)
+    return DemoResult(
+        len(test), top1, agreement, training, merged, plans[0], plans[1], latency
+    )
 
 
 def _train(ckpt: Path, listener: Listener) -> Images:

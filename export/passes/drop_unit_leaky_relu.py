@@ -18,9 +18,10 @@ from vntools.export.rewrite import GraphPass, Record, Rewrite, Skip, take_over
 class DropUnitLeakyRelu(GraphPass):
     """Given:  y = LeakyRelu(x) with alpha = 1        Result: y = x
 
-    The fading activation A'(x) = (1 - lambda) relu(x) + lambda x is a leaky ReLU of slope lambda;
-    at lambda = 1 it is the identity.
-    Needs: alpha exactly 1 (an absent alpha means 0.01); x and y not both at the graph's border.
+    The fading activation A'(x) = (1 - lambda) relu(x) + lambda x is a leaky ReLU of slope
+    lambda; at lambda = 1 it is the identity.
+    Needs: alpha exactly 1 (an absent alpha means 0.01); x and y not both at the graph's
+    border.
     Source: Eq. 1 of the VanillaNet paper; ONNX LeakyRelu-16.
     """
 
@@ -35,8 +36,12 @@ class DropUnitLeakyRelu(GraphPass):
             x, y = node.inputs[0], node.outputs[0]
             if alpha != 1.0:
                 yield Skip(self.name, node.name or "", f"its slope is {alpha:g}, not 1")
-            elif x is None or (y.is_graph_output() and (x.is_graph_output() or not x.producer())):
-                yield Skip(self.name, node.name or "", "it stands between the graph's own names")
+            elif x is None or (
+                y.is_graph_output() and (x.is_graph_output() or not x.producer())
+            ):
+                yield Skip(
+                    self.name, node.name or "", "it stands between the graph's own names"
+                )
             else:
                 names = (node.name or "",)
                 if y.is_graph_output():

@@ -1,4 +1,4 @@
-"""A reshape that only flattens is written as Flatten, without the shape arithmetic behind it."""
+"""A reshape that only flattens becomes Flatten, without the shape arithmetic behind it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from vntools.export.rewrite import GraphPass, Record, Rewrite, take_over
 @dataclass(frozen=True)
 class WriteFlatten(GraphPass):
     """Given:  y = Reshape(x, [batch, c d_1 .. d_k])   Result: y = Flatten(x, axis=1)
-    x (batch, c, d_1 .. d_k); the first entry may be computed by Shape, Gather, Concat and the like.
+    x (batch, c, d_1 .. d_k); the first entry may be computed by Shape, Gather, Concat and the
+    like.
 
-    Needs: the shape's first entry is x's own first dimension (by number or by symbol, or 0, which
-    copies it), the other one -1 or the product of the rest; or the first entry is -1, the other
-    that product.
+    Needs: the shape's first entry is x's own first dimension (by number or by symbol, or 0,
+    which copies it), the other one -1 or the product of the rest; or the first entry is -1,
+    the other that product.
     Source: ONNX Reshape-14, Flatten-13.
     """
 
@@ -59,4 +60,3 @@ def _flattens(node: ir.Node, x: ir.Value) -> bool:
         return second == size
     copied = first == 0 and not int_attribute(node, "allowzero", 0)
     return (copied or (first != 0 and first == dims[0])) and second in (-1, size)
-

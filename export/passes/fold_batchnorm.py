@@ -40,10 +40,10 @@ class FoldBatchNorm(GraphPass):
     Result: y = Conv(x, W', b'),  W'[o] = s[o] W[o],  b' = (b - mean) s + beta,
     s = gamma / sqrt(var + eps);  W (o, i/g, ..), the rest (o,)
 
-    Needs: training_mode=0 and one output (until opset 14, more meant training); the convolution's result read once, by the BatchNormalization, and no
-    graph output; all constants really constant; var + eps > 0.
-    Source: Eq. 2 of the VanillaNet paper; Ioffe & Szegedy 2015, sec. 3.1; ONNX
-    BatchNormalization-15.
+    Needs: training_mode=0 and one output (until opset 14, more meant training); the
+    convolution's result read once, by the BatchNormalization, and no graph output; all
+    constants really constant; var + eps > 0. Source: Eq. 2 of the VanillaNet paper; Ioffe &
+    Szegedy 2015, sec. 3.1; ONNX BatchNormalization-15.
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -63,16 +63,22 @@ class FoldBatchNorm(GraphPass):
         if source is None or conv is None or not is_op(conv, "Conv"):
             raise Refused("its input is not the result of a Conv")
         if only_consumer(source) is not norm:
-            raise Refused("the convolution's result is read elsewhere too, or is a graph output")
+            raise Refused(
+                "the convolution's result is read elsewhere too, or is a graph output"
+            )
         if int_attribute(norm, "training_mode", 0) or any(v.name for v in norm.outputs[1:]):
             raise Refused("training mode: it normalises by the data")
         if (norm.version or graph.opset_imports.get("", 0)) < 9:
-            raise Refused("before opset 9 its attributes decide whether it is in training mode")
+            raise Refused(
+                "before opset 9 its attributes decide whether it is in training mode"
+            )
         arrays = operands(norm, 1, 2, 3, 4)
         if arrays is None:
             raise Refused("its statistics or parameters are not constant")
         gamma, beta, mean, var = (a.astype(np.float64) for a in arrays)
-        epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+        epsilon = (
+            norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+        )
         if not np.all(var + epsilon > 0):
             raise Refused("var + epsilon is not positive")
         unfolded = exact(conv)

@@ -35,8 +35,8 @@ from vntools.export.rewrite import (
     set_convolution,
 )
 
-# Where height and width are dynamic, the cost is compared at this extent (pixels along each axis):
-# far larger than any kernel, so that borders do not decide.
+# Where height and width are dynamic, the cost is compared at this extent (pixels along each
+# axis): far larger than any kernel, so that borders do not decide.
 _NOMINAL_EXTENT = 224
 
 
@@ -44,10 +44,10 @@ _NOMINAL_EXTENT = 224
 class MergeConvs(GraphPass):
     """Given:  y = Conv(Conv(x, W1, b1), W2, b2)     Result: y = Conv(x, W, b)
 
-    W, b and the conditions are those of :func:`vntools.export.affine.compose`. Besides: the inner
-    result is read once, by the outer Conv, and is no graph output; weights are constant; the merged
-    convolution needs no more multiply-accumulates than the two (equal ones: no more weights).
-    Source: Eq. 4 of the VanillaNet paper, in general form; ONNX Conv-11.
+    W, b and the conditions are those of :func:`vntools.export.affine.compose`. Besides: the
+    inner result is read once, by the outer Conv, and is no graph output; weights are constant;
+    the merged convolution needs no more multiply-accumulates than the two (equal ones: no more
+    weights). Source: Eq. 4 of the VanillaNet paper, in general form; ONNX Conv-11.
     """
 
     name: ClassVar[str] = "merge-convs"
@@ -63,7 +63,8 @@ class MergeConvs(GraphPass):
             try:
                 if only_consumer(source) is not outer:
                     raise Refused(
-                        "the first convolution's result is read elsewhere too, or is a graph output"
+                        "the first convolution's result is read elsewhere too, or is a graph "
+                        "output"
                     )
                 yield self._merge(graph, outer, inner)
             except Refused as e:
@@ -77,7 +78,9 @@ class MergeConvs(GraphPass):
         name = outer.name or ""
         rows = probed_channels(second, name)
         part = channels_of(second, rows)
-        error = probe_error(lambda x: apply(part, apply(first, x)), channels_of(new, rows), name=name)
+        error = probe_error(
+            lambda x: apply(part, apply(first, x)), channels_of(new, rows), name=name
+        )
         outer.replace_input_with(0, inner.inputs[0])
         set_convolution(outer, lambda: compose(make_outer(), make_inner()), new)
         materialize(outer, new)
@@ -89,7 +92,7 @@ class MergeConvs(GraphPass):
 
 
 def _judge(outer: ir.Node, inner: ir.Node) -> tuple[int, int, int | None, int | None]:
-    """Parameters and MACs before and after a merge that is exact and no dearer; by shapes alone."""
+    """Parameters and MACs before and after an exact merge that is no dearer, by shapes."""
     first, second = convolution(inner, weights=False), convolution(outer, weights=False)
     plan = plan_compose(second, first)
     shape = (second.out_channels, first.in_channels // plan.groups, *plan.kernel)

@@ -23,8 +23,8 @@ class ReluBeforeMaxPool(GraphPass):
     Needs: the pooled value and the convolution's result are each read once and are no graph
     outputs; MaxPool without Indices, and not both padded and dilated: such a window may hold
     nothing but padding.
-    Source: ONNX MaxPool-12; TensorRT fuses a ReLU into the convolution in front of it, not into the
-    pooling.
+    Source: ONNX MaxPool-12; TensorRT fuses a ReLU into the convolution in front of it, not
+    into the pooling.
     """
 
     name: ClassVar[str] = "relu-before-maxpool"

@@ -294,6 +294,7 @@ def test_tiny_variances_are_warned_of(checkpoint_file: Files) -> None:
 def test_a_deploy_form(checkpoint_file: Files) -> None:
     checkpoint = load_checkpoint(checkpoint_file(deploy=True, epoch=3))
     assert checkpoint.form == "deploy"
+    assert "already in deploy form" in checkpoint.notes
     assert checkpoint.lambda_.value is None
     require_merged(checkpoint)
 

@@ -36,7 +36,9 @@ def _percentiles(_ctx: click.Context, _param: click.Parameter, text: str) -> tup
               metavar="P,P", help="Percentiles to report.")  # fmt: skip
 @click.option("--include-data-transfers", "--includeDataTransfers", is_flag=True,
               help="Copy inputs and outputs in every query.")  # fmt: skip
-@click.option("--no-cuda-graph", "--noCudaGraph", is_flag=True, help="Launch kernel by kernel.")
+@click.option(
+    "--no-cuda-graph", "--noCudaGraph", is_flag=True, help="Launch kernel by kernel."
+)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="On a CPU.")
 @click.option("--trust-plan", is_flag=True, help="Load a plan that has no sidecar.")
 @json_option

@@ -60,7 +60,9 @@ def _chosen(console: Console) -> Path:
         )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageFault(
-            "engine.model", f"several ONNX files are here: {first_three(names)}", hint="name one"
+            "engine.model",
+            f"several ONNX files are here: {first_three(names)}",
+            hint="name one",
         )
     return Path(click.prompt("Which one", type=click.Choice(names)))
 
@@ -75,14 +77,16 @@ def _chosen(console: Console) -> Path:
 @click.option("--backend", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
               default="auto", show_default=True, help="Which TensorRT builds.")  # fmt: skip
 @click.option("--min-batch", type=click.IntRange(1), metavar="N", help="Default: 1.")
-@click.option("--opt-batch", type=click.IntRange(1), metavar="N", help="Default: the smallest.")
+@click.option(
+    "--opt-batch", type=click.IntRange(1), metavar="N", help="Default: the smallest."
+)
 @click.option("--max-batch", type=click.IntRange(1), metavar="N", help="Default: 8.")
 @click.option("--compute-capability", multiple=True, callback=_capabilities, metavar="X.Y",
               help="GPU to build for (TensorRT-RTX; repeatable).")  # fmt: skip
 @click.option("--builder-optimization-level", "--builderOptimizationLevel",
-              type=click.IntRange(0, 5), metavar="0-5", help="Build time for speed.")  # fmt: skip
+              type=click.IntRange(0, 5), metavar="0-5", help="Build effort.")  # fmt: skip
 @click.option("--mem-pool-size", "--memPoolSize", multiple=True, callback=_pools,
-              metavar="POOL:SIZE", help="Such as workspace:4G; bare numbers are MiB.")  # fmt: skip
+              metavar="POOL:SIZE", help="workspace:4G; a bare number is MiB.")  # fmt: skip
 @click.option("--timing-cache", "--timingCacheFile", type=Path, metavar="FILE",
               help="Kernel timings to reuse (TensorRT).")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite a file that vntools did not write.")

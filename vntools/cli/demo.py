@@ -24,7 +24,9 @@ def command(console: Console, keep: Path | None) -> None:
         try:
             keep.mkdir()
         except FileExistsError as e:
-            raise CannotCreate("out.exists", "exists", hint="name a new folder", path=keep) from e
+            raise CannotCreate(
+                "out.exists", "exists", hint="name a new folder", path=keep
+            ) from e
     from vntools.demo import run_demo
     from vntools.report.demo import demo_text
 

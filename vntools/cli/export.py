@@ -16,9 +16,13 @@ from vntools.cli._shared import Console, json_option
 @click.option("--out", type=Path, required=True, metavar="FILE", help="ONNX file to write.")
 @click.option("--arch", metavar="NAME", help="Architecture, where the file does not tell.")
 @click.option("--key", metavar="NAME", help="Weights to use (default: model_ema, else model).")
-@click.option("--image-size", type=click.IntRange(1), metavar="PIXELS", help="Height and width.")
+@click.option(
+    "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Height and width."
+)
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Fix the batch.")
-@click.option("--opset", type=click.IntRange(18), metavar="N", help="ONNX opset (default: 20).")
+@click.option(
+    "--opset", type=click.IntRange(18), metavar="N", help="ONNX opset (default: 20)."
+)
 @click.option("--no-merge", is_flag=True, help="Write the training graph, tidied only.")
 @click.option("--force", is_flag=True, help="Overwrite a file that vntools did not write.")
 @json_option

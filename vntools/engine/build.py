@@ -256,6 +256,10 @@ def _set_options(config: Any, options: BuildOptions) -> None:
     for pool, size_mib in options.mem_pool_size.items():
         kind = getattr(trt.MemoryPoolType, POOLS[pool])
         config.set_memory_pool_limit(kind, round(size_mib * _MIB))
+    if options.backend.is_rtx:
+        # Without it a plan may allocate while it runs, and such work cannot be captured in a
+        # CUDA graph (TensorRT-RTX 1.2 release notes).
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for i, capability in enumerate(options.compute_capabilities):

@@ -26,8 +26,8 @@ class Artifact:
         engine: a plan; runs on a GPU with TensorRT or TensorRT-RTX, as its sidecar says.
         onnx: runs in ONNX Runtime.
         ckpt: runs in PyTorch, in the form that it has.
-        device: ``cpu``, ``cuda``, or ``auto``: a GPU where one answers. There is no fallback: where
-            that backend cannot run, it is an error.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU where one answers. There is no fallback:
+            where that backend cannot run, it is an error.
         threads: on a CPU; None is one a core.
         trust_plan: load a plan without a sidecar.
         cuda_graph: replay a CUDA graph where a plan can be captured.
@@ -61,7 +61,8 @@ def open_artifact(artifact: Artifact, listener: Listener) -> Runner:
     """The runner of an artifact, still to be entered.
 
     Raises:
-        VntoolsError: the file is not there or not what it should be, or its backend is missing.
+        VntoolsError: the file is not there or not what it should be, or its backend is
+            missing.
     """
     path = require_file(artifact.path)
     if artifact.engine is not None:

@@ -70,8 +70,8 @@ class EngineBuilt:
 
     Attributes:
         sidecar: the record beside the plan.
-        comparison: the typed graph against the graph that came, on seeded inputs, in ONNX Runtime;
-            None where nothing was typed.
+        comparison: the typed graph against the graph that came, on seeded inputs, in ONNX
+            Runtime; None where nothing was typed.
         tolerance: what was allowed.
         seconds: by phase.
     """
@@ -101,7 +101,7 @@ def find_models(folder: Path) -> list[Path]:
 
 
 def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
-    """Type the graph, verify it again, build, hold the kernels against what was asked, publish.
+    """Type the graph, verify it again, build, hold the kernels against it, publish.
 
     Raises:
         VntoolsError: as the parts do; nothing has been written then.

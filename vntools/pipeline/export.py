@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["ExportOptions", "Exported", "SimplifyOptions", "export", "seeded_feeds", "simplify"]
+__all__ = [
+    "ExportOptions",
+    "Exported",
+    "SimplifyOptions",
+    "export",
+    "seeded_feeds",
+    "simplify",
+]
 
 import json
 import os
@@ -35,7 +42,10 @@ if TYPE_CHECKING:
     from vntools.models.checkpoint import Checkpoint
     from vntools.verify.compare import Comparison
 
-_BATCHES = (1, 3)  # a seeded input of each, where the batch is dynamic; the last is the largest
+_BATCHES = (
+    1,
+    3,
+)  # a seeded input of each, where the batch is dynamic; the last is the largest
 _LARGEST_PROTOBUF = (1 << 31) - (1 << 20)  # bytes, with room for the graph
 _DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
 
@@ -147,7 +157,9 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
             raw = trace(module, size, batch=options.batch, opset=opset)
         metadata = _metadata(checkpoint, options, digest.result())
     del checkpoint
-    target = _Target(options.out, options.force, options.merge, deploy_name, samples_apart=True)
+    target = _Target(
+        options.out, options.force, options.merge, deploy_name, samples_apart=True
+    )
     return _finish(raw, module, target, metadata, phase)
 
 
@@ -172,7 +184,7 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where to, and how; ``samples_apart``: every operator treats the samples of a batch apart."""
+    """Where to, and how; ``samples_apart``: operators treat the samples of a batch apart."""
 
     out: Path
     force: bool
@@ -229,7 +241,8 @@ def _lambda_text(checkpoint: Checkpoint) -> str:
 def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
     """Seeded standard normal inputs of batch 3, and the first sample of them as batch 1.
 
-    Where the batch is fixed there is one input, of that batch. Other dynamic axes are 224 long.
+    Where the batch is fixed there is one input, of that batch. Other dynamic axes are 224
+    long.
 
     Raises:
         DataFault: ``onnx.shape``: an input has no type or rank.
@@ -321,7 +334,7 @@ def _finish(
     metadata: dict[str, str],
     phase: Stopwatch,
 ) -> Exported:
-    """Raw graph to published file: passes and onnxsim, beside them the references; proof; seal."""
+    """Raw graph to published file: passes, and beside them the references; proof; seal."""
     from vntools.export.graph import stats
     from vntools.export.naming import rename
     from vntools.export.rewrite import Applied, apply_passes
@@ -357,7 +370,8 @@ def _finish(
         published(target.out, force=target.force, size_hint=len(data)) as f,
         ThreadPoolExecutor(1) as pool,
     ):
-        # The file is written while it is verified; it gets its name only when the block ends well.
+        # The file is written while it is verified; it gets its name only when the block ends
+        # well.
         written = pool.submit(_write, f, data)
         with phase("verify"):
             got = run_float32(data, feeds)
@@ -395,9 +409,13 @@ def _serialized(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
     """
     import onnx_ir as ir
 
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    size = sum(
+        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value
+    )
     if size >= _LARGEST_PROTOBUF:
-        raise DataFault("onnx.too_big", f"its weights take {size / 1e9:.1f} GB, protobuf holds 2")
+        raise DataFault(
+            "onnx.too_big", f"its weights take {size / 1e9:.1f} GB, protobuf holds 2"
+        )
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Listener", "Stopwatch"]
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -36,7 +36,8 @@ class Stopwatch:
         self._listener = listener
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[Callable[..., None]]:
+    def __call__(self, phase: str) -> Generator[Callable[..., None], None, None]:
+        """Time a phase, and tell the listener of it."""
         start = time.perf_counter()
         with self._listener.progress(phase) as advance:
             yield advance

@@ -1,4 +1,4 @@
-"""FP16 as types in the graph: an exact cast of every float32 tensor, refused where it overflows."""
+"""FP16 as types in the graph: every float32 tensor cast, refused where it overflows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TOLERANCE = Tolerance(
     max_relative_l2=1e-2,
     same_top1=False,
     why="a weight and an activation are each off by up to 2^-11 at every layer; over the 25 "
-    "convolutions of the deepest network that adds up to some 1e-3, and top-1 of random logits "
-    "may be a tie at that distance",
+    "convolutions of the deepest network that adds up to some 1e-3, and top-1 of random "
+    "logits may be a tie at that distance",
 )
 
 
@@ -68,8 +68,8 @@ def to_fp16(model: ir.Model, *, io_type: str = "fp32") -> Fp16:
     behind each float input and in front of each float output. ``model`` is left as it is.
 
     Raises:
-        DataFault: ``fp16.overflow``: a weight is beyond 65504 once rounded; the message names its
-            layer. Nothing is ever clamped.
+        DataFault: ``fp16.overflow``: a weight is beyond 65504 once rounded; the message names
+            its layer. Nothing is ever clamped.
     """
     typed = model.clone()
     graph = typed.graph
@@ -143,7 +143,9 @@ def _cast_borders(graph: ir.Graph) -> None:
         if value.type != half:
             continue
         name = value.name
-        cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", wide.dtype)], name=f"cast_{name}")
+        cast = ir.Node(
+            "", "Cast", [value], [ir.AttrInt64("to", wide.dtype)], name=f"cast_{name}"
+        )
         outer = cast.outputs[0]
         value.name = unique_name(graph, f"{name}_fp16")
         outer.name, outer.type, outer.shape = name, wide, value.shape

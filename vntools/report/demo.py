@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def demo_text(r: DemoResult) -> str:
-    """One table: accuracy, operators, sizes, latency and kernels, training against exported."""
+    """Accuracy, operators, sizes, latency and kernels, training against exported graph."""
     before, after = r.merged.before, r.merged.after
     was, now = r.latency.contenders
     relation = now.relation
@@ -24,13 +24,22 @@ def demo_text(r: DemoResult) -> str:
     rows = [
         ("", "checkpoint", "exported", "exported, FP16"),
         (f"top-1 on {r.images} test images, %", *(f"{top1[k]:.2f}" for k in top1)),
-        ("answers as the checkpoint, %", "", *(f"{100 * a:.2f}" for a in r.agreement.values())),
+        (
+            "answers as the checkpoint, %",
+            "",
+            *(f"{100 * a:.2f}" for a in r.agreement.values()),
+        ),
         ("", "training graph", "exported graph", "ratio [95 %]"),
         ("nodes", str(before.nodes), str(after.nodes), ""),
         ("Conv", str(before.ops["Conv"]), str(after.ops["Conv"]), ""),
         ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", ""),
         ("MACs", f"{before.macs:,}", f"{after.macs:,}", ""),
-        ("ONNX, MB", f"{r.training.size_bytes / 1e6:.2f}", f"{r.merged.size_bytes / 1e6:.2f}", ""),
+        (
+            "ONNX, MB",
+            f"{r.training.size_bytes / 1e6:.2f}",
+            f"{r.merged.size_bytes / 1e6:.2f}",
+            "",
+        ),
         ("CPU latency, batch 1, ms", f"{was.median_ms:.3f}", f"{now.median_ms:.3f}", ratio),
         ("FP16 plan, MB", *plans, ""),
         ("kernels in the FP16 plan", *kernels, ""),
@@ -48,8 +57,10 @@ def demo_text(r: DemoResult) -> str:
     details = was.details
     lines += [
         "",
-        f"latency: ONNX Runtime {details.get('version', '')}, {details.get('threads', '')} threads, "
-        f"interleaved rounds; {now.relation.verdict if now.relation else ''}",
+        (
+            f"latency: ONNX Runtime {details['version']}, {details['threads']} threads, "
+            f"interleaved rounds; {relation.verdict if relation else ''}"
+        ),
         f"plans: {s['flavour']} {s['version']}, built ahead of time, not run here",
     ]
     return "\n".join(lines)

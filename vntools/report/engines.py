@@ -15,9 +15,9 @@ def engine_text(done: EngineBuilt) -> str:
     """What was built: backend, precision, profile, kernels, proof, files."""
     s = done.sidecar
     tf32 = " (TF32 allowed)" if s["precision"] == "fp32" else ""
-    ccs = ", ".join(f"{c // 10}.{c % 10}" for c in s["compute_capabilities"])
+    named = ", ".join(f"{c // 10}.{c % 10}" for c in s["compute_capabilities"])
     lines = [
-        f"{s['flavour']} {s['version']}, compute capability {ccs or 'portable, 8.0 and later'}",
+        f"{s['flavour']} {s['version']}, compute capability {named or '8.0 and later'}",
         f"precision {s['precision']}{tf32}, inputs and outputs {s['io_type']}",
     ]
     for name, shapes in s["profile"].items():

@@ -15,8 +15,9 @@ from vntools.base.errors import CheckFailed
 from vntools.base.tolerance import Tolerance
 
 FLOAT32_FACTOR = 8.0
-"""A rewritten float32 graph may be this many times as far from float64 as the unsimplified one:
-rounding depends on the order of sums, a wrong rewrite is off by orders of magnitude more."""
+"""A rewritten float32 graph may be this many times as far from float64 as the unsimplified
+one: rounding depends on the order of sums, a wrong rewrite is off by orders of magnitude
+    more."""
 
 FLOAT32_FLOOR = 1e-7
 """The least that is allowed, about 2^-23: a graph that happens to be exact proves no bound."""
@@ -73,9 +74,9 @@ def compare(pairs: Sequence[tuple[Outputs, Outputs]], what: str) -> Comparison:
     """Compare (got, want) output by output.
 
     Raises:
-        CheckFailed: ``verify.empty`` (nothing to compare), ``verify.shape`` (an output is missing
-            or has another shape), ``verify.nonfinite``, ``verify.zero`` (the reference's norm is
-            zero, so it proves nothing).
+        CheckFailed: ``verify.empty`` (nothing to compare), ``verify.shape`` (an output is
+            missing or has another shape), ``verify.nonfinite``, ``verify.zero`` (the
+            reference's norm is zero, so it proves nothing).
     """
     worst_l2 = worst_abs = 0.0
     same = samples = 0

@@ -1,4 +1,4 @@
-"""A float32 run of an ONNX graph on ONNX Runtime's CPU provider, for holding against float64."""
+"""A float32 run of an ONNX graph in ONNX Runtime, to be held against float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from vntools.export.graph import without_weights
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def run_float32(model: ir.Model | bytes, feeds: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+def run_float32(
+    model: ir.Model | bytes, feeds: Sequence[Arrays]
+) -> list[dict[str, NDArray[Any]]]:
     """Outputs of ``model`` for each of ``feeds``.
 
     A model in memory lends its weights as inputs, so they are not copied; of bytes, those very
@@ -43,7 +45,8 @@ def run_float32(model: ir.Model | bytes, feeds: Sequence[Arrays]) -> list[dict[s
         used = {i.name for i in session.get_inputs()}
         lent = {k: v for k, v in lent.items() if k in used}
         return [
-            dict(zip(names, session.run(names, {**lent, **feed}), strict=True)) for feed in feeds
+            dict(zip(names, session.run(names, {**lent, **feed}), strict=True))
+            for feed in feeds
         ]
     except Exception as e:
         raise InternalFault(

@@ -1,9 +1,9 @@
 """A float64 evaluator of ONNX graphs: the reference that every float32 graph is held against.
 
-Weights are widened one layer at a time and values are freed behind their last reader, so memory
-stays near that of the float32 model. Convolutions are done here: 1x1 as one matrix product over all
-samples, depthwise as shifted multiply-adds, others tap by tap. The remaining operators run through
-ONNX's reference implementation, with every float in float64.
+Weights are widened one layer at a time and values are freed behind their last reader, so
+memory stays near that of the float32 model. Convolutions are done here: 1x1 as one matrix
+product over all samples, depthwise as shifted multiply-adds, others tap by tap. The remaining
+operators run through ONNX's reference implementation, with every float in float64.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from vntools.export.affine import Array
 from vntools.export.graph import ONNX_DOMAINS, constant, int_attribute, ints_attribute
 
 _THREADS = 2
-_BLOCK_BYTES = 1 << 18  # of channels at a time in a depthwise convolution: it stays in the cache
+_BLOCK_BYTES = (
+    1 << 18
+)  # of channels at a time in a depthwise convolution: it stays in the cache
 _UNFOLDED_BYTES = 1 << 26
 _FLOATS = frozenset(
     (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -44,8 +46,8 @@ def evaluate(graph: ir.Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
         feeds: an array for each input that is no initializer.
 
     Raises:
-        DataFault: ``onnx.op``, where an operator is unknown to ONNX's reference implementation;
-            ``onnx.control_flow``, where a node holds a subgraph.
+        DataFault: ``onnx.op``, where an operator is unknown to ONNX's reference
+            implementation; ``onnx.control_flow``, where a node holds a subgraph.
     """
     values: dict[ir.Value, Value] = {}
     for value in graph.inputs:
@@ -55,8 +57,7 @@ def evaluate(graph: ir.Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
     left.update(graph.outputs)
     for node in graph:
         inputs = [None if v is None else _read(v, values) for v in node.inputs]
-        for value, result in zip(node.outputs, _run(node, inputs), strict=False):
-            values[value] = result
+        values.update(zip(node.outputs, _run(node, inputs), strict=False))
         for v in node.inputs:
             if v is not None:
                 left[v] -= 1
@@ -98,7 +99,9 @@ def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
     from onnx.reference import ReferenceEvaluator
 
     graph = node.graph
-    version = node.version or (graph.opset_imports.get(node.domain) if graph is not None else None)
+    version = node.version or (
+        graph.opset_imports.get(node.domain) if graph is not None else None
+    )
     try:
         evaluator = ReferenceEvaluator(
             ir.serde.serialize_node(node), opsets={node.domain: version or 1}
@@ -111,14 +114,16 @@ def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
         return [_wide(np.asarray(r)) for r in evaluator.run(None, feeds)]
     except Exception as e:
         raise DataFault(
-            "onnx.op", f"{node.op_type} {node.name!r} cannot be evaluated: {type(e).__name__}: {e}"
+            "onnx.op",
+            f"{node.op_type} {node.name!r} cannot be evaluated: {type(e).__name__}: {e}",
         ) from e
 
 
 def _conv(node: ir.Node, inputs: list[Value | None]) -> Array:
     """Conv-11 for x (n, c, ..), W (o, c / g, ..), any number of spatial axes."""
     x, w = inputs[0], inputs[1]
-    assert x is not None and w is not None
+    assert x is not None
+    assert w is not None
     axes, groups = w.ndim - 2, int_attribute(node, "group", 1)
     strides = ints_attribute(node, "strides") or (1,) * axes
     dilations = ints_attribute(node, "dilations") or (1,) * axes
@@ -173,8 +178,8 @@ def _pointwise(x: Array, w: Value) -> Array:
 def _depthwise(x: Array, w: Value) -> Array:
     """A dense depthwise convolution of padded x (n, c, h, w) at stride 1.
 
-    A plane is one row of memory: tap (i, j) is the same row, shifted by i w + j. The last k - 1
-    columns of each line hold what wrapped around, and are cut off at the end.
+    A plane is one row of memory: tap (i, j) is the same row, shifted by i w + j. The last k -
+    1 columns of each line hold what wrapped around, and are cut off at the end.
     """
     n, c, height, width = x.shape
     kh, kw = w.shape[2:]
@@ -194,7 +199,9 @@ def _depthwise(x: Array, w: Value) -> Array:
         for t, (i, j) in enumerate(itertools.product(range(kh), range(kw))):
             shift = i * width + j
             np.multiply(
-                rows[:, shift : shift + span], taps[first : first + block, t, None], out=product
+                rows[:, shift : shift + span],
+                taps[first : first + block, t, None],
+                out=product,
             )
             total[:, :span] += product
         out[sample, first : first + block] = total.reshape(-1, oh, width)[:, :, :ow]
@@ -208,8 +215,10 @@ def _depthwise(x: Array, w: Value) -> Array:
 def _tapwise(
     x: Array, w: Value, strides: tuple[int, ...], dilations: tuple[int, ...], groups: int
 ) -> Array:
-    """Any convolution of padded x: one product per group over channels and taps together, or, where
-    the unfolded input would be large, a product per tap."""
+    """Any convolution of padded x: a product per group over channels and taps together.
+
+    Where the unfolded input would be large, a product per tap.
+    """
     kernel = w.shape[2:]
     size = tuple(
         (n - d * (k - 1) - 1) // s + 1
@@ -225,7 +234,9 @@ def _tapwise(
     ]
     weights = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
     if 8 * n * x.shape[1] * len(windows) * places <= _UNFOLDED_BYTES:
-        parts = [x[(slice(None), slice(None), *u)].reshape(n, x.shape[1], places) for u in windows]
+        parts = [
+            x[(slice(None), slice(None), *u)].reshape(n, x.shape[1], places) for u in windows
+        ]
         columns = np.stack(parts, axis=2).reshape(n, groups, -1, places)
         y = weights.reshape(groups, weights.shape[1], -1) @ columns
         return y.reshape(n, -1, *size)
