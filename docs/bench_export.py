@@ -53,12 +53,17 @@ def usual_flow(ckpt: str, out: str) -> None:
     import torch
 
     from vntools.models.arch import ARCHITECTURES
-    from vntools.models.vanillanet import DeployVanillaNet, VanillaNet
+    from vntools.models.vanillanet import DeployVanillaNet, VanillaNet, initialize
 
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = torch.load(ckpt, map_location="cpu", weights_only=True)
     arch = ARCHITECTURES[content["args"].model]
     network = VanillaNet(arch).eval()
+    # What making the released network does: PyTorch's own draw, then a truncated normal one.
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.Conv2d.reset_parameters(part)
+    initialize(network, generator=torch.Generator())
     network.load_state_dict(content["model_ema"])
     state = network.state_dict()
     merged: dict[str, torch.Tensor] = {}

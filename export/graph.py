@@ -251,9 +251,10 @@ def spatial_size(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:
 
 
 def unique_name(graph: ir.Graph, wanted: str) -> str:
-    """``wanted``, or ``wanted_1`` and so on where a value of the graph has that name."""
-    taken = set(graph.initializers) | {v.name for v in graph.inputs}
-    taken |= {v.name for n in graph for v in n.outputs}
+    """``wanted``, or ``wanted_1`` and so on where a value, of a subgraph too, has that name."""
+    taken = {v.name for n in graph.all_nodes() for v in n.outputs}
+    for part in (graph, *graph.subgraphs()):
+        taken |= set(part.initializers) | {v.name for v in part.inputs}
     name, i = wanted, 0
     while name in taken:
         i += 1

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 __all__ = ["load_onnx", "parse_onnx"]
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from vntools.base.artifacts import read_input, sha256_bytes
 from vntools.base.errors import DataFault
 from vntools.export.graph import without_weights
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def load_onnx(path: Path) -> tuple[ir.Model, str]:
@@ -42,7 +47,9 @@ def parse_onnx(data: bytes, path: Path | None = None) -> ir.Model:
         proto.ParseFromString(data)
     except DecodeError as e:
         raise DataFault("onnx.format", "not an ONNX model", path=path) from e
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+    nodes = (*proto.graph.node, *(n for f in proto.functions for n in f.node))
+    held = (*proto.graph.initializer, *_tensors(nodes))
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in held):
         raise DataFault(
             "onnx.external",
             "its weights lie in other files",
@@ -63,6 +70,15 @@ def parse_onnx(data: bytes, path: Path | None = None) -> ir.Model:
         InlinePass()(model)
     _infer_shapes(model)
     return model
+
+
+def _tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Tensors in the attributes of ``nodes`` and in their subgraphs."""
+    for attribute in (a for node in nodes for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for part in (attribute.g, *attribute.graphs):
+            yield from part.initializer
+            yield from _tensors(part.node)
 
 
 def _infer_shapes(model: ir.Model) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 
 def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:
-    """Name convolutions after their layer, other nodes by type, tensors by their node.
+    """Name convolutions after their layer, other nodes by type, tensors by their first node.
 
     Args:
         graph: its inputs and outputs keep their names.
@@ -19,6 +19,7 @@ def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:
             its layer is to have.
     """
     numbers: Counter[str] = Counter()
+    moved: set[ir.Value] = set()
     for node in graph:
         weight = node.inputs[1] if node.op_type == "Conv" else None
         if weight is not None and weight.is_initializer() and weight.name:
@@ -29,6 +30,10 @@ def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:
         else:
             node.name = f"{node.op_type.lower()}_{numbers[node.op_type]}"
             numbers[node.op_type] += 1
+            for i, value in enumerate(node.inputs):
+                if value is not None and value.is_initializer() and value not in moved:
+                    _move(graph, value, f"{node.name}.input{i}")
+                    moved.add(value)
         for value in node.outputs:
             if not value.is_graph_output():
                 value.name = f"{node.name}.out"

@@ -166,3 +166,6 @@ def _anonymize(model: ir.Model) -> None:
         weight = node.inputs[1] if node.op_type in ("Conv", "BatchNormalization") else None
         if weight is not None and weight.name:
             node.name = weight.name.removesuffix(".weight")
+        padding = node.attributes.get("auto_pad")
+        if padding is not None and padding.as_string() == "NOTSET":
+            del node.attributes["auto_pad"]  # the default, which the passes do not write

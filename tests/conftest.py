@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -14,6 +15,8 @@ from hypothesis import settings
 from vntools.cli import vntools
 from vntools.engine.backend import gpu_count
 
+# Before torch is imported: threads that spin while they wait take other processes' time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("vntools", deadline=None, derandomize=True)
 settings.load_profile("vntools")
 

@@ -96,7 +96,7 @@ def text_of(graph: ir.Graph) -> str:
         ", ".join(map(_typed, graph.inputs)) + " => " + ", ".join(map(_typed, graph.outputs))
     ]
     for node in graph:
-        attributes = ", ".join(f"{k}={a.value}" for k, a in sorted(node.attributes.items()))
+        attributes = ", ".join(f"{k}={_shown(a)}" for k, a in sorted(node.attributes.items()))
         inputs = ", ".join("" if v is None else str(v.name) for v in node.inputs)
         outputs = ", ".join(map(_typed, node.outputs))
         label = f"[{node.name}] " if node.name else ""
@@ -105,6 +105,13 @@ def text_of(graph: ir.Graph) -> str:
         f"initializer {_typed(graph.initializers[k])}" for k in sorted(graph.initializers)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _shown(attribute: ir.Attr) -> str:
+    if attribute.type == ir.AttributeType.TENSOR:
+        return str(attribute.as_tensor().numpy().tolist())
+    value = attribute.value
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _typed(value: ir.Value) -> str:

@@ -42,8 +42,8 @@ class ReluBeforeMaxPool(GraphPass):
                 continue
             if only_consumer(pooled) is not relu or only_consumer(source) is not pool:
                 reason = "a value in between is read elsewhere too, or is a graph output"
-            elif any(v.uses() for v in pool.outputs[1:]):
-                reason = "the pooling's indices are read"
+            elif len(pool.outputs) > 1:
+                reason = "the pooling writes indices"
             elif any(d > 1 for d in ints_attribute(pool, "dilations") or ()) and _padded(pool):
                 reason = "padded and dilated: a window may hold nothing but padding"
             else:

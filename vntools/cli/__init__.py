@@ -215,4 +215,14 @@ def main() -> NoReturn:
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    vntools.main()
+    status = 70
+    try:
+        vntools.main()
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+    finally:
+        # Taking torch's caches apart object by object takes a second, and nothing is left to do.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)

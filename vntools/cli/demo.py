@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["command"]
 
+import os
+import tempfile
 from pathlib import Path
 
 import click
@@ -18,8 +20,6 @@ from vntools.cli._shared import Console, json_option
 @click.pass_obj
 def command(console: Console, keep: Path | None) -> None:
     """Train, export, verify, type, build and compare a small network, in minutes."""
-    import tempfile
-
     if keep is not None:
         try:
             keep.mkdir()
@@ -27,6 +27,8 @@ def command(console: Console, keep: Path | None) -> None:
             raise CannotCreate(
                 "out.exists", "exists", hint="name a new folder", path=keep
             ) from e
+    # As in vntools train: threads that spin while they wait take the other core's time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from vntools.demo import run_demo
     from vntools.report.demo import demo_text
 

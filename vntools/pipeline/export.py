@@ -11,6 +11,7 @@ __all__ = [
     "simplify",
 ]
 
+import gc
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -156,11 +157,10 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
             opset = options.opset or DEFAULT_OPSET
             raw = trace(module, size, batch=options.batch, opset=opset)
         metadata = _metadata(checkpoint, options, digest.result())
-    del checkpoint
-    target = _Target(
-        options.out, options.force, options.merge, deploy_name, samples_apart=True
-    )
-    return _finish(raw, module, target, metadata, phase)
+    sources = [_Source(raw, module)]
+    del checkpoint, raw, module
+    target = _Target(options.out, options.force, options.merge, deploy_name, samples_apart=True)
+    return _finish(sources, target, metadata, phase)
 
 
 def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
@@ -179,7 +179,9 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
     kept = {k: v for k, v in raw.metadata_props.items() if k != SEAL_KEY}
     metadata = {**kept, **_stamp(options.source, digest)}
     raw.metadata_props.clear()
-    return _finish(raw, None, _Target(options.out, options.force), metadata, phase)
+    sources = [_Source(raw, None)]
+    del raw
+    return _finish(sources, _Target(options.out, options.force), metadata, phase)
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,14 @@ def _for_each(
 
 
 @dataclass(frozen=True)
+class _Source:
+    """A traced or loaded graph, and the module that it is of, if any."""
+
+    raw: ir.Model
+    module: nn.Module | None
+
+
+@dataclass(frozen=True)
 class _References:
     """What the exported graph is held against, and how far from it the training graph is.
 
@@ -307,34 +317,33 @@ class _References:
 
 
 def _references(
-    raw: ir.Model,
-    module: nn.Module | None,
-    feeds: list[dict[str, NDArray[Any]]],
-    *,
-    samples_apart: bool,
+    source: _Source, feeds: list[dict[str, NDArray[Any]]], *, samples_apart: bool
 ) -> _References:
     from vntools.verify.compare import compare
     from vntools.verify.float32 import run_float32
     from vntools.verify.float64 import evaluate
 
-    native = None if module is None else _pytorch(module, feeds)
+    raw = source.raw
+    native = None if source.module is None else _pytorch(source.module, feeds)
     if samples_apart:
         want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
     else:
         want = [evaluate(raw.graph, feed) for feed in feeds]
-    unsimplified = run_float32(raw, feeds[-1:])
-    noise = compare([(unsimplified[0], want[-1])], "the unsimplified graph")
+    unsimplified = run_float32(raw, feeds[:1])
+    noise = compare([(unsimplified[0], want[0])], "the unsimplified graph")
     return _References(want, native, noise)
 
 
 def _finish(
-    raw: ir.Model,
-    module: nn.Module | None,
+    sources: list[_Source],
     target: _Target,
     metadata: dict[str, str],
     phase: Stopwatch,
 ) -> Exported:
-    """Raw graph to published file: passes, and beside them the references; proof; seal."""
+    """Raw graph to published file: passes, and beside them the references; proof; seal.
+
+    The one source is taken out of its list, so that its weights can go when they have been read.
+    """
     from vntools.export.graph import stats
     from vntools.export.naming import rename
     from vntools.export.rewrite import Applied, apply_passes
@@ -342,12 +351,14 @@ def _finish(
     from vntools.verify.compare import FLOAT32_FACTOR, FLOAT32_FLOOR, compare
     from vntools.verify.float32 import run_float32
 
-    before, feeds = stats(raw.graph), seeded_feeds(raw)
-    merged = raw.clone()
+    source = sources.pop()
+    before, feeds = stats(source.raw.graph), seeded_feeds(source.raw)
+    merged = source.raw.clone()
     with ThreadPoolExecutor(1) as pool:
         references = pool.submit(
-            _references, raw, module, feeds, samples_apart=target.samples_apart
+            _references, source, feeds, samples_apart=target.samples_apart
         )
+        del source
         with phase("merge") as advance:
             applied = Applied()
             if target.merge:
@@ -360,7 +371,8 @@ def _finish(
         del merged
         with phase("references"):
             known = references.result()
-    del raw, module, references
+    del references
+    gc.collect()  # graphs refer to themselves: only now the training weights are let go
     tolerance = Tolerance(
         max(FLOAT32_FACTOR * known.noise.relative_l2, FLOAT32_FLOOR),
         same_top1=True,

@@ -32,6 +32,8 @@ def run_float32(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
+    # Other work goes on beside this run; its threads must not spin while they wait.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     lent: dict[str, NDArray[Any]] = {}
     if isinstance(model, bytes):
         data = model

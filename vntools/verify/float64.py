@@ -26,9 +26,6 @@ from vntools.export.affine import Array
 from vntools.export.graph import ONNX_DOMAINS, constant, int_attribute, ints_attribute
 
 _THREADS = 2
-_BLOCK_BYTES = (
-    1 << 18
-)  # of channels at a time in a depthwise convolution: it stays in the cache
 _UNFOLDED_BYTES = 1 << 26
 _FLOATS = frozenset(
     (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -56,8 +53,9 @@ def evaluate(graph: ir.Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
     left = Counter(v for node in graph for v in node.inputs if v is not None)
     left.update(graph.outputs)
     for node in graph:
-        inputs = [None if v is None else _read(v, values) for v in node.inputs]
-        values.update(zip(node.outputs, _run(node, inputs), strict=False))
+        # No name holds the widened weights of a layer while those of the next are made.
+        outputs = _run(node, [None if v is None else _read(v, values) for v in node.inputs])
+        values.update(zip(node.outputs, outputs, strict=False))
         for v in node.inputs:
             if v is not None:
                 left[v] -= 1
@@ -139,7 +137,9 @@ def _conv(node: ir.Node, inputs: list[Value | None]) -> Array:
     else:
         y = _tapwise(x, w, strides, dilations, groups)
     bias = inputs[2] if len(inputs) > 2 else None
-    return y if bias is None else y + bias.reshape((1, -1) + (1,) * axes)
+    if bias is not None:
+        y += bias.reshape((1, -1) + (1,) * axes)
+    return y
 
 
 def _pads(
@@ -178,38 +178,26 @@ def _pointwise(x: Array, w: Value) -> Array:
 def _depthwise(x: Array, w: Value) -> Array:
     """A dense depthwise convolution of padded x (n, c, h, w) at stride 1.
 
-    A plane is one row of memory: tap (i, j) is the same row, shifted by i w + j. The last k -
-    1 columns of each line hold what wrapped around, and are cut off at the end.
+    A plane is one row of memory: tap (i, j) is the same row, shifted by i w + j, and einsum
+    multiplies and adds row by row. The last k - 1 columns of each line hold what wrapped
+    around, and are cut off at the end.
     """
     n, c, height, width = x.shape
     kh, kw = w.shape[2:]
     oh, ow = height - kh + 1, width - kw + 1
     flat = np.ascontiguousarray(x).reshape(n, c, height * width)
-    taps = w.reshape(c, kh * kw)
-    reach = (kh - 1) * width + kw - 1
-    span = height * width - reach
-    out = np.empty((n, c, oh, ow))
-    block = max(1, _BLOCK_BYTES // (8 * height * width))
+    span = height * width - (kh - 1) * width - kw + 1
+    step = flat.itemsize
+    shifts = (*flat.strides[:2], width * step, step, step)
+    rows = np.lib.stride_tricks.as_strided(flat, (n, c, kh, kw, span), shifts, writeable=False)
+    out = np.empty((n, c, oh * width))
 
-    def work(part: tuple[int, int]) -> None:
-        sample, first = part
-        rows = flat[sample, first : first + block]
-        total = np.zeros((rows.shape[0], oh * width))
-        product = np.empty((rows.shape[0], span))
-        for t, (i, j) in enumerate(itertools.product(range(kh), range(kw))):
-            shift = i * width + j
-            np.multiply(
-                rows[:, shift : shift + span],
-                taps[first : first + block, t, None],
-                out=product,
-            )
-            total[:, :span] += product
-        out[sample, first : first + block] = total.reshape(-1, oh, width)[:, :, :ow]
+    def work(part: slice) -> None:
+        np.einsum("cij,ncijp->ncp", w[part, 0], rows[:, part], out=out[:, part, :span])
 
-    parts = [(s, f) for s in range(n) for f in range(0, c, block)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(work, parts))
-    return out
+        list(pool.map(work, (slice(None, c // 2), slice(c // 2, None))))
+    return out.reshape(n, c, oh, width)[:, :, :, :ow]
 
 
 def _tapwise(

@@ -1,0 +1,215 @@
+"""vntools export and simplify, as a user calls them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from click.testing import Result
+
+from tests.pipeline.conftest import SMALL, write_checkpoint
+from vntools.base.artifacts import sealed
+from vntools.models.checkpoint import load_checkpoint, to_module
+from vntools.pipeline import export as export_module
+
+Invoke = Callable[..., Result]
+Record = Callable[[str], dict[str, Any]]
+
+
+def test_the_record_says_what_happened(record: Record) -> None:
+    found = record("net")
+    before, after = found["graph"]["before"], found["graph"]["after"]
+    assert before["ops"]["BatchNormalization"] == 10
+    assert after["ops"] == {
+        "Conv": 7, "Flatten": 1, "GlobalAveragePool": 1, "MaxPool": 1, "Relu": 3,
+    }  # fmt: skip
+    assert after["parameters"] == SMALL.deploy_parameters()
+    assert after["macs"] == SMALL.deploy_macs() < before["macs"]
+    assert {r["rule"] for r in found["rewrites"]} >= {"merge-convs", "fold-batchnorm"}
+    assert all(r["error"] < 1e-13 for r in found["rewrites"])
+    assert all("would cost" in s["reason"] for s in found["skips"])
+    verify = found["verify"]
+    assert 0 < verify["relative_l2"] <= verify["allowed"] < 1e-5
+    assert verify["top1_agreement"] == 1.0
+    assert found["ok"]
+    assert found["schema"] == 1
+    assert set(found["seconds"]) >= {"load", "trace", "merge", "verify"}
+
+
+def test_the_file_is_one_valid_sealed_model(made: Path, record: Record) -> None:
+    path = made / "net.onnx"
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert sealed(path)
+    assert [i.name for i in model.graph.input] == ["input"]
+    assert [o.name for o in model.graph.output] == ["logits"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert model.ir_version <= 10
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    said = {p.key: p.value for p in model.metadata_props}
+    assert said["vntools.source_sha256"] == hashlib.sha256(
+        (made / "net.pth").read_bytes()
+    ).hexdigest()
+    assert said["vntools.weights"] == "model_ema"
+    assert said["vntools.classes"] == "10"
+    assert json.loads(said["vntools.preprocessing"])["image_size"] == 32
+    assert record("net")["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert str(made) not in path.read_bytes().decode("latin-1"), "no path of this machine"
+
+
+def test_it_computes_what_the_checkpoint_does(made: Path) -> None:
+    x = np.random.default_rng(5).standard_normal((4, 3, 32, 32), dtype=np.float32)
+    with torch.inference_mode():
+        want = to_module(load_checkpoint(made / "net.pth"))(torch.from_numpy(x)).numpy()
+    for name in ("net.onnx", "training.onnx"):
+        session = onnxruntime.InferenceSession(made / name)
+        (got,) = session.run(None, {"input": x})
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_onnx_runtime_loads_it_without_a_warning(
+    made: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("net.onnx", "training.onnx"):
+        onnxruntime.InferenceSession(made / name)
+    assert capfd.readouterr().err == ""
+
+
+def test_same_input_same_bytes(work: Path, invoke: Invoke) -> None:
+    assert invoke("export", "--ckpt", "net.pth", "--out", "again.onnx").exit_code == 0
+    assert Path("again.onnx").read_bytes() == (work / "net.onnx").read_bytes()
+
+
+def test_without_merge_the_training_graph_is_kept(record: Record) -> None:
+    found = record("training")
+    assert found["rewrites"] == []
+    assert found["graph"]["after"]["ops"]["BatchNormalization"] == 10
+    assert found["graph"]["after"]["ops"]["LeakyRelu"] == 4
+
+
+def test_simplify_makes_the_same_of_the_training_graph(
+    work: Path, invoke: Invoke, record: Record
+) -> None:
+    result = invoke("simplify", "training.onnx", "--out", "simplified.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    after = record("net")["graph"]["after"]
+    assert found["graph"]["after"] == after
+    assert found["metadata"]["vntools.source"] == "training.onnx"
+    assert found["metadata"]["vntools.preprocessing"], "what the source said is kept"
+    assert sealed(work / "simplified.onnx")
+
+
+def test_a_fixed_batch(work: Path, invoke: Invoke) -> None:
+    result = invoke("export", "--ckpt", "net.pth", "--out", "two.onnx", "--batch", 2)
+    assert result.exit_code == 0, result.stderr
+    dims = onnx.load("two.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in dims] == [2, 3, 32, 32]
+
+
+def test_lambda_below_one_is_refused_and_can_be_exported_as_it_is(
+    work: Path, invoke: Invoke
+) -> None:
+    write_checkpoint(work / "early.pth", epoch=40)
+    refused = invoke("export", "--ckpt", "early.pth", "--out", "early.onnx")
+    assert refused.exit_code == 65
+    for said in ("ckpt.lambda", "epoch 40", "100", "0.4"):
+        assert said in refused.stderr
+    assert not Path("early.onnx").exists()
+    as_is = invoke("export", "--ckpt", "early.pth", "--out", "early.onnx", "--no-merge", "--json")
+    assert as_is.exit_code == 0, as_is.stderr
+    slopes = [
+        a.f for n in onnx.load("early.onnx").graph.node for a in n.attribute if a.name == "alpha"
+    ]
+    assert slopes == pytest.approx([0.4] * 4)
+
+
+def test_a_faded_graph_is_not_merged_by_simplify(work: Path, invoke: Invoke) -> None:
+    write_checkpoint(work / "early.pth", epoch=40)
+    invoke("export", "--ckpt", "early.pth", "--out", "early.onnx", "--no-merge")
+    result = invoke("simplify", "early.onnx", "--out", "out.onnx", "--json")
+    found = json.loads(result.stdout)
+    assert found["graph"]["after"]["ops"]["LeakyRelu"] == 4
+    assert any("its slope is 0.4, not 1" in s["reason"] for s in found["skips"])
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["export", "--ckpt", "nope.pth", "--out", "x.onnx"], 66, "nope.pth"),
+        (["export", "--ckpt", ".", "--out", "x.onnx"], 66, "regular"),
+        (["export", "--ckpt", "net.pth", "--out", "nope/x.onnx"], 73, "folder"),
+        (["export", "--ckpt", "net.pth", "--out", "net.pth"], 2, "overwrite"),
+        (["export", "--ckpt", "net.pth", "--out", "mine.txt"], 73, "--force"),
+        (["export", "--ckpt", "net.onnx", "--out", "x.onnx"], 65, "net.onnx"),
+        (["export", "--ckpt", "net.pth", "--out", "x.onnx", "--key", "nope"], 2, "nope"),
+        (["export", "--ckpt", "net.pth"], 2, "--out"),
+        (["simplify", "net.pth", "--out", "x.onnx"], 65, "net.pth"),
+        (["simplify", "empty.onnx", "--out", "x.onnx"], 65, "empty"),
+        (["simplify", "nope.onnx", "--out", "x.onnx"], 66, "nope.onnx"),
+    ],
+)
+def test_wrong_inputs(
+    work: Path, invoke: Invoke, words: list[str], status: int, said: str
+) -> None:
+    (work / "mine.txt").write_text("mine")
+    (work / "empty.onnx").write_bytes(b"")
+    before = {p.name: p.read_bytes() for p in work.iterdir()}
+    result = invoke(*words, "--quiet")
+    assert (result.exit_code, said in result.stderr) == (status, True), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+    assert {p.name: p.read_bytes() for p in work.iterdir()} == before, "nothing was touched"
+
+
+def test_what_vntools_wrote_is_replaced_until_somebody_changes_it(
+    work: Path, invoke: Invoke
+) -> None:
+    words = ("export", "--ckpt", "net.pth", "--out", "net.onnx", "--batch", 1)
+    assert invoke(*words).exit_code == 0
+    with Path("net.onnx").open("ab") as f:
+        f.write(b"\0")
+    assert invoke(*words).exit_code == 73
+    assert invoke(*words, "--force").exit_code == 0
+
+
+def test_the_gate_closes_on_a_wrong_rewrite(
+    work: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vntools.export.passes.fold_batchnorm as module
+
+    true = module.scale_channels
+    monkeypatch.setattr(module, "scale_channels", lambda c, s, t: true(c, s * (1 + 1e-4), t))
+    result = invoke("export", "--ckpt", "net.pth", "--out", "wrong.onnx")
+    assert result.exit_code == 1
+    assert "verify.mismatch" in result.stderr
+    assert not list(work.glob("*wrong*")), "nothing published, no temporary left"
+
+
+def test_the_gate_closes_on_a_wrong_trace(
+    work: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = export_module._pytorch
+
+    def off(*args: Any) -> Any:
+        return [{k: v * np.float32(1 + 1e-4) for k, v in y.items()} for y in true(*args)]
+
+    monkeypatch.setattr(export_module, "_pytorch", off)
+    result = invoke("export", "--ckpt", "net.pth", "--out", "wrong.onnx")
+    assert result.exit_code == 1
+    assert "PyTorch" in result.stderr
+
+
+def test_the_text_names_every_rewrite(work: Path, invoke: Invoke) -> None:
+    result = invoke("export", "--ckpt", "net.pth", "--out", "net.onnx")
+    assert "merge-convs: stages.0.conv1.0 + stages.0.conv2.0" in result.stdout
+    assert "BatchNormalization" in result.stdout
+    assert "relative L2 error against float64" in result.stdout
