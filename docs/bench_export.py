@@ -1,6 +1,7 @@
 """``vntools export`` against the usual module-level flow, side by side in one run.
 
     python docs/bench_export.py [--arch vanillanet_13] [--rounds 3] [--json FILE]
+    python docs/bench_export.py --write-checkpoint FILE     # the checkpoint alone
 
 The usual flow, written for this comparison: torch.load, build the network, merge its PyTorch
 weights in float32, torch.onnx.export, onnxsim, write. It verifies nothing. Both start as fresh
@@ -38,8 +39,8 @@ def write_checkpoint(path: Path, name: str) -> None:
         if isinstance(part, torch.nn.Conv2d):
             part.weight.data.normal_(0, part.weight[0].numel() ** -0.5, generator=draw)
         if isinstance(part, torch.nn.BatchNorm2d):
-            part.running_mean.normal_(0, 0.1, generator=draw)
-            part.running_var.uniform_(0.5, 2, generator=draw)
+            part.get_buffer("running_mean").normal_(0, 0.1, generator=draw)
+            part.get_buffer("running_var").uniform_(0.5, 2, generator=draw)
     weights = network.state_dict()
     average = {k: v.clone() for k, v in weights.items()}
     args = argparse.Namespace(model=name, decay_epochs=100, act_num=3)
@@ -131,7 +132,11 @@ def main() -> None:
     parser.add_argument("--arch", default="vanillanet_13")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write-checkpoint", type=Path)
     options = parser.parse_args()
+    if options.write_checkpoint:
+        write_checkpoint(options.write_checkpoint, options.arch)
+        return
     runs: dict[str, list[dict[str, float]]] = {"usual flow": [], "vntools export": []}
     with tempfile.TemporaryDirectory() as folder:
         ckpt, out = Path(folder, "net.pth"), Path(folder, "net.onnx")

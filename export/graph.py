@@ -223,7 +223,7 @@ def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
     bias = constant(node.inputs[2]) if has_bias else None
     if weight is None or (has_bias and bias is None):
         raise Refused("its weight or bias is not constant")
-    if weight.dtype not in (np.float32, np.float64):
+    if weight.dtype.name not in ("float32", "float64"):
         raise Refused(f"its weights are {weight.dtype}, not float32")
     padding = node.attributes.get("auto_pad")
     mode = padding.as_string() if padding is not None else "NOTSET"
@@ -251,7 +251,7 @@ def spatial_size(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:
 
 
 def unique_name(graph: ir.Graph, wanted: str) -> str:
-    """``wanted``, or ``wanted_1`` and so on where a value, of a subgraph too, has that name."""
+    """``wanted``, or ``wanted_1`` and so on where a value, even a subgraph's, is called so."""
     taken = {v.name for n in graph.all_nodes() for v in n.outputs}
     for part in (graph, *graph.subgraphs()):
         taken |= set(part.initializers) | {v.name for v in part.inputs}
@@ -389,6 +389,9 @@ def without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProto
             del light.graph.initializers[name]
             value.const_value = None
             if not value.is_graph_input():
-                value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+                value.type, value.shape = (
+                    ir.TensorType(tensor.dtype),
+                    ir.Shape(tensor.shape.numpy()),
+                )
                 light.graph.inputs.append(value)
     return light, held

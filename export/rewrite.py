@@ -251,7 +251,7 @@ def set_convolution(node: ir.Node, exact: Callable[[], AffineConv], shape: Affin
     ):
         value = ir.Value(
             name=unique_name(graph, f"{stem}.{part}"),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(dtype),
             const_value=tensor,
         )

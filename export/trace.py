@@ -7,7 +7,7 @@ __all__ = ["DEFAULT_OPSET", "MAX_IR_VERSION", "trace"]
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import reduce
 
 import onnx_ir as ir
@@ -115,7 +115,7 @@ def trace(
 
 
 @contextlib.contextmanager
-def _exact_pooling(module: nn.Module) -> Iterator[None]:
+def _exact_pooling(module: nn.Module) -> Generator[None, None, None]:
     """Adaptive max pooling, which the exporter does not know, in a form that it does."""
     swapped: list[tuple[nn.Module, str, nn.Module]] = []
     for parent in module.modules():
@@ -134,7 +134,7 @@ def _exact_pooling(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _silence() -> Generator[None, None, None]:
     """Keep the exporter's talk of deprecations and of torchvision off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -44,10 +44,11 @@ _NOMINAL_EXTENT = 224
 class MergeConvs(GraphPass):
     """Given:  y = Conv(Conv(x, W1, b1), W2, b2)     Result: y = Conv(x, W, b)
 
-    W, b and the conditions are those of :func:`vntools.export.affine.compose`. Needs
-    besides: the inner result is read once, by the outer Conv, and is no graph output; weights are constant;
-    the merged convolution needs no more multiply-accumulates than the two (equal ones: no more
-    weights). Source: Eq. 4 of the VanillaNet paper, in general form; ONNX Conv-11.
+    W, b and the conditions are those of :func:`vntools.export.affine.compose`. Needs besides:
+    the inner result is read once, by the outer Conv, and is no graph output; weights are
+    constant; the merged convolution needs no more multiply-accumulates than the two (equal
+    ones: no more weights).
+    Source: Eq. 4 of the VanillaNet paper, in general form; ONNX Conv-11.
     """
 
     name: ClassVar[str] = "merge-convs"

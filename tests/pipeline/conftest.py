@@ -22,7 +22,7 @@ SMALL = Architecture("small", (16, 32, 64), (2, 1), num_classes=10, image_size=3
 
 
 def write_checkpoint(path: Path, arch: Architecture = SMALL, **changes: Any) -> Path:
-    """A released-format checkpoint of seeded weights; ``changes`` are to its top-level keys."""
+    """A released-format checkpoint of seeded weights; ``changes`` are to its keys."""
     draw = torch.Generator().manual_seed(0)
     network = VanillaNet(arch)
     for parameter in network.parameters():
@@ -48,7 +48,7 @@ def write_checkpoint(path: Path, arch: Architecture = SMALL, **changes: Any) -> 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with net.pth, net.onnx, training.onnx, net.plan and the records of the commands."""
+    """A folder with net.pth, net.onnx, training.onnx, net.plan and the commands' records."""
     folder = tmp_path_factory.mktemp("made")
     write_checkpoint(folder / "net.pth")
     commands = {

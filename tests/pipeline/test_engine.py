@@ -42,7 +42,7 @@ def test_the_typed_graph_was_verified(record: Record) -> None:
     assert 0 < verify["relative_l2"] < verify["allowed"]
 
 
-def test_fewer_kernels_than_the_training_graph(work: Path, invoke: Invoke, record: Record) -> None:
+def test_fewer_kernels_than_in_training(work: Path, invoke: Invoke, record: Record) -> None:
     result = invoke("build-engine", "training.onnx", "--fp16", "--json")
     assert result.exit_code == 0, result.stderr
     training = json.loads(result.stdout)["engine"]

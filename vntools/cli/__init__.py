@@ -221,7 +221,8 @@ def main() -> NoReturn:
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
     finally:
-        # Taking torch's caches apart object by object takes a second, and nothing is left to do.
+        # Taking torch's caches apart object by object takes a second, and nothing is left to
+        # do.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -159,7 +159,9 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
         metadata = _metadata(checkpoint, options, digest.result())
     sources = [_Source(raw, module)]
     del checkpoint, raw, module
-    target = _Target(options.out, options.force, options.merge, deploy_name, samples_apart=True)
+    target = _Target(
+        options.out, options.force, options.merge, deploy_name, samples_apart=True
+    )
     return _finish(sources, target, metadata, phase)
 
 
@@ -342,7 +344,8 @@ def _finish(
 ) -> Exported:
     """Raw graph to published file: passes, and beside them the references; proof; seal.
 
-    The one source is taken out of its list, so that its weights can go when they have been read.
+    The one source is taken out of its list, so that its weights can go when they have been
+    read.
     """
     from vntools.export.graph import stats
     from vntools.export.naming import rename

@@ -7,6 +7,7 @@ __all__ = ["run_float32"]
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -46,10 +47,8 @@ def run_float32(
         names = [o.name for o in session.get_outputs()]
         used = {i.name for i in session.get_inputs()}
         lent = {k: v for k, v in lent.items() if k in used}
-        return [
-            dict(zip(names, session.run(names, {**lent, **feed}), strict=True))
-            for feed in feeds
-        ]
+        runs = [session.run(names, {**lent, **feed}) for feed in feeds]
+        return [dict(zip(names, map(np.asarray, run), strict=True)) for run in runs]
     except Exception as e:
         raise InternalFault(
             "verify.run", f"ONNX Runtime failed: {str(e).splitlines()[0][:200]}"

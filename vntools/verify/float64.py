@@ -13,7 +13,7 @@ __all__ = ["evaluate"]
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,7 +48,7 @@ def evaluate(graph: ir.Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
     """
     values: dict[ir.Value, Value] = {}
     for value in graph.inputs:
-        if value.name in feeds:
+        if value.name is not None and value.name in feeds:
             values[value] = _wide(feeds[value.name])
     left = Counter(v for node in graph for v in node.inputs if v is not None)
     left.update(graph.outputs)
@@ -77,7 +77,10 @@ def _read(value: ir.Value, values: Mapping[ir.Value, Value]) -> Value:
 
 
 def _run(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _plain(node)):
+    if any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for a in node.attributes.values()
+    ):
         raise DataFault("onnx.control_flow", f"{node.op_type} {node.name!r} holds a subgraph")
     kernel = _KERNELS.get(node.op_type) if node.domain in ONNX_DOMAINS else None
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
@@ -85,12 +88,6 @@ def _run(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
     if kernel is not None:
         return [kernel(node, inputs)]
     return _reference(node, inputs)
-
-
-def _plain(node: ir.Node) -> Iterator[ir.Attr]:
-    for attribute in node.attributes.values():
-        if isinstance(attribute, ir.Attr):
-            yield attribute
 
 
 def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
@@ -105,7 +102,7 @@ def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
             ir.serde.serialize_node(node), opsets={node.domain: version or 1}
         )
         feeds = {
-            v.name: _wide(a)
+            v.name or "": _wide(a)
             for v, a in zip(node.inputs, inputs, strict=True)
             if v is not None and a is not None
         }
