@@ -76,7 +76,11 @@ class AffineConv:
             or len(self.pads) != 2 * n
         ):
             raise ValueError(f"attributes do not fit a kernel of shape {self.weight.shape}")
-        if self.out_channels % self.groups or self.bias.shape != (self.out_channels,):
+        if (
+            self.groups < 1
+            or self.out_channels % self.groups
+            or self.bias.shape != (self.out_channels,)
+        ):
             raise ValueError("groups or bias do not fit the output channels")
         if min(self.strides + self.dilations) < 1 or min(self.pads) < 0:
             raise ValueError("strides and dilations start at 1, pads at 0")

@@ -21,6 +21,7 @@ __all__ = [
     "without_weights",
 ]
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -38,13 +39,15 @@ _CONSTANT_FOLDABLE = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Reciprocal", "Cast", "Identity"),
         *("Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Reshape", "Slice"),
-        *("Squeeze", "Transpose", "Unsqueeze"),
+        *("Squeeze", "Transpose", "Unsqueeze", "Constant", "Shape", "CastLike"),
     )
 )
 # Above this many elements a folded constant is no scalar, shape or channel vector but a weight
 # that somebody computes in the graph; such weights stay small in practice, and the bound keeps
 # a hostile Expand from filling the memory.
 _LARGEST_FOLDED = 1 << 26
+_DEEPEST_FOLD = 32  # nodes above each other; sub-graphs of constants are shallow
+_LONGEST_SHAPE = 64  # entries; tensors have far fewer axes
 _LARGEST_SMALL = 256
 
 
@@ -60,28 +63,43 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     Sub-graphs of constants are folded, and ``CastLike(constant, x)`` needs only the type of x:
     it is how PyTorch's exporter writes the zero bias of a convolution that has none.
     """
-    if value is None or value.is_graph_input():
+    return _fold(value, {}, _DEEPEST_FOLD)
+
+
+def _fold(
+    value: ir.Value | None, memo: dict[ir.Value, NDArray[Any] | None], depth: int
+) -> NDArray[Any] | None:
+    """:func:`constant`, each value of a sub-graph once and no deeper than ``depth``."""
+    if value is None or value.is_graph_input() or depth == 0:
         return None
     if value.const_value is not None:
         return value.const_value.numpy()
-    node = value.producer()
-    if node is None or node.domain not in ONNX_DOMAINS or len(node.outputs) != 1:
-        return None
+    if value not in memo:
+        node = value.producer()
+        foldable = node is not None and is_op(node, *_CONSTANT_FOLDABLE)
+        memo[value] = (
+            _fold_node(node, memo, depth - 1)
+            if foldable and node is not None and len(node.outputs) == 1
+            else None
+        )
+    return memo[value]
+
+
+def _fold_node(
+    node: ir.Node, memo: dict[ir.Value, NDArray[Any] | None], depth: int
+) -> NDArray[Any] | None:
     if node.op_type == "Constant":
         return _constant_attribute(node)
-    if node.op_type == "Shape" and node.inputs[0] is not None:
+    if node.op_type == "Shape":
         dims = _shape_slice(node)
-        if dims is not None and all(isinstance(d, int) for d in dims):
-            return np.array(dims, np.int64)
-        return None
+        fixed = dims is not None and all(isinstance(d, int) for d in dims)
+        return np.array(dims, np.int64) if fixed else None
     if node.op_type == "CastLike":
-        array, like = constant(node.inputs[0]), node.inputs[1]
+        array, like = _fold(node.inputs[0], memo, depth), node.inputs[1]
         if array is None or like is None or like.dtype is None:
             return None
         return array.astype(like.dtype.numpy())
-    if node.op_type not in _CONSTANT_FOLDABLE:
-        return None
-    arrays = [None if v is None else constant(v) for v in node.inputs]
+    arrays = [None if v is None else _fold(v, memo, depth) for v in node.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
         return None
     return _evaluate(node, arrays)
@@ -102,13 +120,13 @@ def _evaluate(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any] 
     """One node over constant inputs, by ONNX's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 
-    if node.op_type in ("Expand", "ConstantOfShape", "Reshape"):
-        target = arrays[-1]
-        if (
-            target is None
-            or math.prod(abs(int(d)) for d in target.reshape(-1)) > _LARGEST_FOLDED
-        ):
-            return None
+    if node.op_type in ("Expand", "ConstantOfShape"):
+        shapes = [tuple(int(d) for d in a.reshape(-1)) for a in arrays[-1:] if a is not None]
+    else:
+        shapes = [a.shape for a in arrays if a is not None]
+    extents = (max(map(abs, dims)) for dims in itertools.zip_longest(*shapes, fillvalue=1))
+    if math.prod(extents) > _LARGEST_FOLDED:  # more than broadcasting them can make
+        return None
     graph = node.graph
     version = node.version or (graph.opset_imports.get("") if graph is not None else None)
     evaluator = ReferenceEvaluator(
@@ -138,33 +156,52 @@ def _shape_slice(node: ir.Node) -> list[int | str] | None:
 def symbolic_vector(value: ir.Value | None) -> list[int | str] | None:
     """The integers that a shape value holds, with names where they are symbolic dimensions.
 
-    Follows what exporters put between Shape and Reshape: Gather, Slice, Squeeze, Unsqueeze,
-    Reshape, Concat, Cast and Identity.
+    Follows what exporters put between Shape and Reshape: Gather, Squeeze, Unsqueeze, Reshape,
+    Concat, Cast and Identity.
     """
-    fixed = constant(value)
-    if fixed is not None:
-        return [int(d) for d in fixed.reshape(-1)] if fixed.dtype.kind in "iu" else None
-    node = None if value is None else value.producer()
-    if node is None or node.domain not in ONNX_DOMAINS:
+    return _symbols(value, {}, _DEEPEST_FOLD)
+
+
+def _symbols(
+    value: ir.Value | None, memo: dict[ir.Value, list[int | str] | None], depth: int
+) -> list[int | str] | None:
+    """:func:`symbolic_vector`, each value once, no deeper than ``depth``."""
+    if value is None or depth == 0:
+        return None
+    if value not in memo:
+        fixed = constant(value)
+        if fixed is not None:
+            integers = fixed.dtype.kind in "iu" and fixed.size <= _LONGEST_SHAPE
+            memo[value] = [int(d) for d in fixed.reshape(-1)] if integers else None
+        else:
+            found = _node_symbols(value.producer(), memo, depth - 1)
+            memo[value] = found if found is not None and len(found) <= _LONGEST_SHAPE else None
+    return memo[value]
+
+
+def _node_symbols(
+    node: ir.Node | None, memo: dict[ir.Value, list[int | str] | None], depth: int
+) -> list[int | str] | None:
+    if node is None or node.domain not in ONNX_DOMAINS or not node.inputs:
         return None
     if node.op_type == "Shape":
         return _shape_slice(node)
     if node.op_type == "Concat":
-        parts = [symbolic_vector(v) for v in node.inputs]
+        if len(node.inputs) > _LONGEST_SHAPE:
+            return None
+        parts = [_symbols(v, memo, depth) for v in node.inputs]
         return None if any(p is None for p in parts) else [d for p in parts for d in p or ()]
-    source = symbolic_vector(node.inputs[0]) if node.inputs else None
+    source = _symbols(node.inputs[0], memo, depth)
     if source is None:
         return None
     if node.op_type in ("Squeeze", "Unsqueeze", "Cast", "Identity"):
         return source
+    at = _symbols(node.inputs[1], memo, depth) if len(node.inputs) > 1 else None
     if node.op_type == "Reshape":
-        return source if symbolic_vector(node.inputs[1]) in ([-1], [1]) else None
-    if node.op_type == "Gather":
-        at = symbolic_vector(node.inputs[1])
-        ok = at is not None and all(
-            isinstance(i, int) and -len(source) <= i < len(source) for i in at
-        )
-        return [source[int(i)] for i in at] if ok and at is not None else None
+        return source if at in ([-1], [1]) else None
+    if node.op_type == "Gather" and at is not None:
+        inside = all(isinstance(i, int) and -len(source) <= i < len(source) for i in at)
+        return [source[int(i)] for i in at] if inside else None
     return None
 
 

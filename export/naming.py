@@ -1,13 +1,25 @@
-"""Names for the nodes and tensors of an exported network, the same from either form."""
+"""Names for nodes and tensors; those of an exported network are the same from either form."""
 
 from __future__ import annotations
 
-__all__ = ["rename"]
+__all__ = ["name_nodes", "rename"]
 
 from collections import Counter
 from collections.abc import Callable
 
 import onnx_ir as ir
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Name what has no name or somebody else's: messages and kernels go by names."""
+    taken: set[str] = set()
+    given = {node.name for node in graph}
+    for i, node in enumerate(graph):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{i}"
+            while node.name in given:
+                node.name += "_"
+        taken.add(node.name)
 
 
 def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vntools.base.errors import DataFault, InternalFault
+from vntools.base.errors import DataFault, InternalFault, UsageFault
 from vntools.base.provenance import version_of
 
 DEFAULT_OPSET = 20
@@ -77,6 +77,7 @@ def trace(
     Raises:
         DataFault: ``export.training_mode``, where a part of the module is in training mode:
             the exporter would not show it.
+        UsageFault: ``export.opset``: the exporter does not write that opset.
         InternalFault: ``export.failed``.
     """
     for name, part in module.named_modules():
@@ -110,6 +111,8 @@ def trace(
             ) from e
     assert program is not None  # a file name would have made it None
     model: ir.Model = program.model
+    if model.opset_imports.get("") != opset:  # the exporter goes back to its own default
+        raise UsageFault("export.opset", f"PyTorch's exporter cannot write opset {opset}")
     _anonymize(model)
     return model
 
@@ -136,15 +139,17 @@ def _exact_pooling(module: nn.Module) -> Generator[None, None, None]:
 @contextlib.contextmanager
 def _silence() -> Generator[None, None, None]:
     """Keep the exporter's talk of deprecations and of torchvision off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _anonymize(model: ir.Model) -> None:

@@ -40,11 +40,7 @@ def parsed(
     BatchNormalization is positive).
     """
     domains = f'"" : {opset}' + (f', "{foreign}" : 1' if foreign else "")
-    model = onnx.parser.parse_model(
-        f"<ir_version: 10, opset_import: [{domains}], producer_name: 'test'> g {text}".replace(
-            "'", '"'
-        )
-    )
+    model = onnx.parser.parse_model(f"<ir_version: 10, opset_import: [{domains}]> g {text}")
     rng = np.random.default_rng(seed)
     nodes = model.graph.node
     written = {name for n in nodes for name in n.output}

@@ -81,10 +81,12 @@ class FoldBatchNorm(GraphPass):
         )
         if not np.all(var + epsilon > 0):
             raise Refused("var + epsilon is not positive")
+        shape = convolution(conv, weights=False)
+        if any(a.shape != shape.bias.shape for a in (gamma, beta, mean, var)):
+            raise Refused("its statistics do not fit the convolution's channels")
         unfolded = exact(conv)
         scale = gamma / np.sqrt(var + epsilon)
         shift = beta - mean * scale
-        shape = convolution(conv, weights=False)
         name = norm.name or ""
         rows = probed_channels(shape, name)
         part = exact(conv, rows)()

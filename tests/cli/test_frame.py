@@ -311,6 +311,22 @@ def test_signals_end_the_work_with_one_line(signum: signal.Signals, status: int)
     assert time.monotonic() - start < 5
 
 
+def test_a_signal_that_a_library_made_an_error_of_its_own_of() -> None:
+    body = "\n    ".join(
+        (
+            "try:",
+            "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)",
+            "except BaseException as e:",
+            "    raise RuntimeError('a step failed') from e",
+        )
+    )
+    run = subprocess.run(
+        process(body), check=False, capture_output=True, text=True, timeout=30
+    )
+    assert run.returncode == 143
+    assert run.stderr == "vntools doctor: error[interrupted]: ended by SIGTERM\n"
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
     body = "\n    ".join(
         (

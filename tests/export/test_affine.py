@@ -310,7 +310,7 @@ def test_compose_refuses_what_does_not_fit() -> None:
 @st.composite
 def branches(draw: st.DrawFn) -> tuple[AffineConv, AffineConv]:
     """Two convolutions of one input; half of the time of equal output size."""
-    channels = {"in_channels": 4, "out_channels": 4}
+    channels: dict[str, Any] = {"in_channels": 4, "out_channels": 4}
     left = draw(convs(axes=draw(st.integers(1, 2)), **channels))
     right = draw(convs(axes=left.axes, strides=left.strides, **channels))
     if draw(st.booleans()):
@@ -380,7 +380,7 @@ def test_identity_and_average(axes: int) -> None:
 
 def test_a_convolution_that_cannot_be() -> None:
     good: dict[str, Any] = {"weight": normal(4, 3, 1, 1), "bias": normal(4)}
-    for wrong in (
+    wrongs: list[dict[str, Any]] = [
         {"strides": (1,)},
         {"pads": (0, 0)},
         {"strides": (0, 1)},
@@ -389,7 +389,8 @@ def test_a_convolution_that_cannot_be() -> None:
         {"groups": 3},
         {"bias": normal(3)},
         {"weight": normal(4, 3)},
-    ):
+    ]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"fit|start at"):
             AffineConv.of(**(good | wrong))
 

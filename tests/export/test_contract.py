@@ -218,7 +218,8 @@ def run_in_onnxruntime(data: bytes) -> dict[str, np.ndarray]:
     options.log_severity_level = 2  # warnings and worse
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds_of(parse_onnx(data))), strict=True))
+    values = session.run(names, feeds_of(parse_onnx(data)))
+    return {k: np.asarray(v) for k, v in zip(names, values, strict=True)}
 
 
 @each_sample
@@ -401,7 +402,8 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in set(sys.modules) - before:
         del sys.modules[name]
-        vars(package).pop(name.rpartition(".")[2], None)
+        if hasattr(package, name.rpartition(".")[2]):
+            delattr(package, name.rpartition(".")[2])
 
 
 def made(folder: Path, file: str, name: str, after: tuple[str, ...] = ()) -> None:

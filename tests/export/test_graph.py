@@ -235,3 +235,34 @@ def test_an_operator_of_another_domain_is_another_operator() -> None:
     )
     assert [is_op(n, "Relu", "Sin") for n in model.graph] == [False, True]
     assert not is_op(None, "Relu")
+
+
+def test_constant_diamonds_take_no_time() -> None:
+    """v + v, forty times over: each value is folded once, and only so deep."""
+    one = ir.Value(
+        name="one",
+        const_value=ir.tensor(np.ones(2, np.int64)),
+        shape=ir.Shape([2]),
+        type=ir.TensorType(ir.DataType.INT64),
+    )
+    n = ir.Value(name="n", shape=ir.Shape(["n"]), type=ir.TensorType(ir.DataType.INT64))
+    graph = ir.Graph([n], [], nodes=[], initializers=[one], opset_imports={"": 20})
+    known, unknown, joined = one, n, one
+    for _ in range(40):
+        for op, value in (("Add", known), ("Add", unknown), ("Concat", joined)):
+            attributes = {"axis": 0} if op == "Concat" else {}
+            graph.append(ir.node(op, [value, value], attributes))
+        known, unknown, joined = (node.outputs[0] for node in list(graph)[-3:])
+    assert constant(known) is None, "too deep to be a sub-graph that an exporter wrote"
+    assert constant(unknown) is None
+    assert symbolic_vector(joined) is None
+
+
+def test_a_constant_that_broadcasting_blows_up_is_not_folded() -> None:
+    def value(name: str, shape: tuple[int, ...]) -> ir.Value:
+        array = np.ones(shape, np.float32)
+        return ir.Value(name=name, const_value=ir.tensor(array), shape=ir.Shape(shape))
+
+    add = ir.node("Add", [value("column", (1 << 14, 1)), value("row", (1, 1 << 14))])
+    ir.Graph([], [], nodes=[add], opset_imports={"": 20})
+    assert constant(add.outputs[0]) is None

@@ -289,7 +289,8 @@ def past_the_activation(patch: pytest.MonkeyPatch) -> None:
 
     def planted(self: FoldBatchNorm, graph: ir.Graph) -> Iterator[Any]:
         for norm in list(graph):
-            leaky = norm.inputs[0].producer() if norm.op_type == "BatchNormalization" else None
+            behind = norm.inputs[0] if norm.op_type == "BatchNormalization" else None
+            leaky = None if behind is None else behind.producer()
             if leaky is None or leaky.op_type != "LeakyRelu":
                 continue
             source, between, out = leaky.inputs[0], leaky.outputs[0], norm.outputs[0]

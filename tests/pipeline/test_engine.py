@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from vntools.base.artifacts import read_sidecar
 from vntools.engine.kernels import Kernel
+from vntools.pipeline import engine as engine_module
 
 Invoke = Callable[..., Result]
 Record = Callable[[str], dict[str, Any]]
@@ -35,6 +36,7 @@ def test_the_sidecar_says_what_was_built(made: Path, record: Record) -> None:
     assert len(sidecar["convolutions"]) == 7
     assert all(c["weights"] == ["fp16"] for c in sidecar["convolutions"])
     assert sidecar["model"]["classes"] == "10"
+    assert "sha256" not in sidecar["model"], "that of the source is said above"
 
 
 def test_the_typed_graph_was_verified(record: Record) -> None:
@@ -56,6 +58,29 @@ def test_the_same_build_gives_the_same_files(work: Path, invoke: Invoke) -> None
     result = invoke("build-engine", "net.onnx", "--fp16")
     assert result.exit_code == 0, result.stderr
     assert [Path(n).read_bytes() for n in ("net.plan", "net.plan.json")] == before
+
+
+def test_the_bar_is_that_of_the_outermost_phase() -> None:
+    moved: list[tuple[int, int]] = []
+    progress = engine_module._outermost(lambda n, total: moved.append((n, total)))
+    for step in (
+        ("all", 0, 3),
+        ("a part", 0, 9),
+        ("all", 1, 3),
+        ("a part", 9, 9),
+        ("all", 3, 3),
+    ):
+        progress(*step)
+    progress("all", 3, 3)
+    assert moved == [(0, 3), (1, 3), (2, 3), (0, 3)]
+
+
+def test_a_plan_of_any_name_is_rebuilt(work: Path, invoke: Invoke) -> None:
+    for _ in range(2):
+        result = invoke("build-engine", "net.onnx", "--saveEngine", "net.engine")
+        assert result.exit_code == 0, result.stderr
+    (work / "net.engine.json").write_text("{}")
+    assert invoke("build-engine", "net.onnx", "--saveEngine", "net.engine").exit_code == 73
 
 
 def test_fp32_is_the_default_and_tf32_is_said(work: Path, invoke: Invoke) -> None:

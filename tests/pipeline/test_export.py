@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +156,7 @@ def test_a_faded_graph_is_not_merged_by_simplify(work: Path, invoke: Invoke) -> 
         (["export", "--ckpt", "net.pth", "--out", "mine.txt"], 73, "--force"),
         (["export", "--ckpt", "net.onnx", "--out", "x.onnx"], 65, "net.onnx"),
         (["export", "--ckpt", "net.pth", "--out", "x.onnx", "--key", "nope"], 2, "nope"),
+        (["export", "--ckpt", "net.pth", "--out", "x.onnx", "--opset", "99"], 2, "opset 99"),
         (["export", "--ckpt", "net.pth"], 2, "--out"),
         (["simplify", "net.pth", "--out", "x.onnx"], 65, "net.pth"),
         (["simplify", "empty.onnx", "--out", "x.onnx"], 65, "empty"),
@@ -206,6 +212,80 @@ def test_the_gate_closes_on_a_wrong_trace(
     result = invoke("export", "--ckpt", "net.pth", "--out", "wrong.onnx")
     assert result.exit_code == 1
     assert "PyTorch" in result.stderr
+
+
+@pytest.mark.parametrize("phase", ["trace", "merge"])
+def test_ctrl_c_in_the_middle_leaves_nothing(work: Path, phase: str) -> None:
+    before = sorted(work.iterdir())
+    words = ("export", "--ckpt", "net.pth", "--out", "new.onnx")
+    with subprocess.Popen(
+        (sys.executable, "-P", "-c", "from vntools.cli import main; main()", *words),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stderr is not None
+        while not (line := running.stderr.readline()).startswith(phase):
+            assert line, "it ended early"
+        running.send_signal(signal.SIGINT)
+        last = running.stderr.read().splitlines()[-1]
+    assert running.returncode == 130
+    assert last == "vntools export: error[interrupted]: ended by SIGINT"
+    assert sorted(work.iterdir()) == before
+
+
+def test_an_error_does_not_wait_for_the_work_beside_it() -> None:
+    release, start = threading.Event(), time.monotonic()
+    with pytest.raises(KeyboardInterrupt), export_module._beside() as pool:
+        pool.submit(release.wait, 60)
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 30
+    release.set()
+
+
+def model_of(*nodes: onnx.NodeProto, out: str, double: bool = False) -> onnx.ModelProto:
+    """x (n, 3, 4, 4) through ``nodes``, which read weights w and v of 1x1 kernels."""
+    dtype, rng = (11, np.float64) if double else (1, np.float32), np.random.default_rng(0)
+    dims = ["n", 3, 4, 4]
+    held = [rng.standard_normal((3, 3, 1, 1)).astype(dtype[1]) for _ in range(2)]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", dtype[0], dims)],
+        [onnx.helper.make_tensor_value_info(out, dtype[0], dims)],
+        [onnx.numpy_helper.from_array(a, n) for a, n in zip(held, "wv", strict=True)],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def test_nodes_without_names_or_with_the_same(work: Path, invoke: Invoke) -> None:
+    nodes = (
+        onnx.helper.make_node("Conv", ["x", "w"], ["a"]),
+        onnx.helper.make_node("Conv", ["a", "v"], ["b"], name="k"),
+        onnx.helper.make_node("Relu", ["b"], ["c"], name="k"),
+    )
+    onnx.save(model_of(*nodes, out="c"), work / "in.onnx")
+    result = invoke("simplify", "in.onnx", "--out", "out.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert "merge-convs: Conv_0 + k -> k;" in result.stdout
+    assert [n.name for n in onnx.load("out.onnx").graph.node] == ["k", "Relu_2"]
+
+
+@pytest.mark.parametrize("why", ["double", "groups", "channels"])
+def test_a_model_that_cannot_run_is_its_authors_fault(
+    work: Path, invoke: Invoke, why: str
+) -> None:
+    conv = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=int(why != "groups"))
+    model = model_of(conv, out="y", double=why == "double")
+    if why == "channels":
+        wide = onnx.numpy_helper.from_array(np.ones((3, 5, 1, 1), np.float32), "w")
+        model.graph.initializer[0].CopyFrom(wide)
+    onnx.save(model, work / "in.onnx")
+    result = invoke("simplify", "in.onnx", "--out", "out.onnx", "--quiet")
+    assert result.exit_code == 65, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not Path("out.onnx").exists()
 
 
 def test_the_text_names_every_rewrite(work: Path, invoke: Invoke) -> None:

@@ -31,7 +31,7 @@ class Operator:
     body: str
     shape: tuple[int, ...]
     constants: str = ""
-    weights: dict[str, object] = field(default_factory=dict[str, object])
+    weights: dict[str, Any] = field(default_factory=dict[str, Any])
     rank: int | None = None
 
     def text(self) -> str:
@@ -113,7 +113,7 @@ def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
             if node.op_type == "Cast" and attribute.i == onnx.TensorProto.FLOAT:
                 attribute.i = onnx.TensorProto.DOUBLE
             if attribute.name == "value_float":
-                tensor = onnx.numpy_helper.from_array(np.float64(attribute.f))
+                tensor = onnx.numpy_helper.from_array(np.array(attribute.f))
                 attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
             held += [attribute.t] if attribute.HasField("t") else []
     for tensor in held:
@@ -134,7 +134,7 @@ def test_an_operator(what: str) -> None:
     got = evaluate(model.graph, feeds)["y"]
     assert got.dtype == np.float64
     doubles = {k: v.astype(np.float64) for k, v in feeds.items()}
-    (want,) = ReferenceEvaluator(in_double(proto)).run(None, doubles)
+    (want,) = map(np.asarray, ReferenceEvaluator(in_double(proto)).run(None, doubles))
     # A default is a float there and a double here.
     assert relative(got, want) < (1e-7 if "default" in what else 1e-14)
     (single,) = run_float32(model, [feeds])

@@ -190,7 +190,7 @@ def read_sidecar(plan: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def _ours(path: Path) -> bool:
     """Whether vntools wrote the file: a sealed ONNX model, a plan beside its sidecar."""
-    if path.name.endswith(".plan.json"):
+    if path.suffix == ".json":
         with contextlib.suppress(VntoolsError):
             return read_sidecar(path.with_suffix("")) is not None
         return False

@@ -43,6 +43,7 @@ from vntools.base.errors import (
 from vntools.cli._shared import Console, quiet_and_debug
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_received: list[int] = []  # those of them that came
 
 
 @functools.cache
@@ -124,7 +125,8 @@ def _report(caught: BaseException, console: Console, where: str) -> int:
     if isinstance(caught, click.exceptions.NoArgsIsHelpError):
         click.echo(caught.format_message(), err=True)
         return UsageFault.exit_status
-    error = _understood(caught, where)
+    # A library may have made an error of its own of what the signal raised in it.
+    error = Interrupted(_received[0]) if _received else _understood(caught, where)
     with contextlib.suppress(OSError):
         click.echo(f"{where}: error[{printable(error.code)}]: {error.line()}", err=True)
     try:
@@ -202,6 +204,7 @@ def _open_standard_fds() -> None:
 def _on_signal(signum: int, _frame: FrameType | None) -> NoReturn:
     """End the work in the main thread; the same signal again ends the process at once."""
     signal.signal(signum, signal.SIG_DFL)
+    _received.append(signum)
     raise KeyboardInterrupt(signum)
 
 

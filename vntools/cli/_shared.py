@@ -38,8 +38,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 class Advance(Protocol):
     """What :meth:`Console.progress` yields: call it as the work goes on."""
 
-    def __call__(self, n: int = 1) -> None:
-        """Move the bar by ``n`` steps."""
+    def __call__(self, n: int = 1, total: int | None = None) -> None:
+        """Move the bar by ``n`` steps, of ``total`` where that is known only now."""
         ...
 
 
@@ -120,8 +120,8 @@ class Console:
         with self._open_bar() as bar:
             task = bar.add_task(printable(description), total=total)
 
-            def advance(n: int = 1) -> None:
-                bar.advance(task, n)
+            def advance(n: int = 1, total: int | None = None) -> None:
+                bar.update(task, advance=n, total=total)
 
             try:
                 yield advance
@@ -150,7 +150,7 @@ class Console:
         click.echo(line, err=True)
 
 
-def _no_advance(n: int = 1) -> None:
+def _no_advance(n: int = 1, total: int | None = None) -> None:
     """Progress that is not shown."""
 
 

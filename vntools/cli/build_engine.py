@@ -58,13 +58,13 @@ def _chosen(console: Console) -> Path:
             "no ONNX file in this folder was written by vntools",
             hint="name one, or run vntools export first",
         )
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageFault(
             "engine.model",
             f"several ONNX files are here: {first_three(names)}",
             hint="name one",
         )
-    return Path(click.prompt("Which one", type=click.Choice(names)))
+    return Path(click.prompt("Which one", type=click.Choice(names), err=True))
 
 
 @click.command()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 __all__ = ["EngineBuilt", "EngineOptions", "build_engine", "find_models"]
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vntools.base.artifacts import (
+    SEAL_KEY,
     check_output,
     published,
     read_input,
@@ -130,6 +131,7 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
     )
     phase = Stopwatch(listener)
     from vntools.export.load import parse_onnx
+    from vntools.export.naming import name_nodes
 
     with phase("load"):
         data = read_input(options.model)
@@ -137,18 +139,18 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         if not sealed(options.model):
             listener.note("vntools did not write this ONNX file; it is taken as the reference")
         model = parse_onnx(data, options.model)
-        _name_nodes(model.graph)
+        name_nodes(model.graph)
     comparison = tolerance = None
     if options.precision == "fp16":
         model, comparison, tolerance = _typed(model, options.io_type, listener, phase)
     convs = {n.name or "": options.precision for n in model.graph if n.op_type == "Conv"}
-    metadata = dict(model.metadata_props)
+    metadata = {k: v for k, v in model.metadata_props.items() if k != SEAL_KEY}
     import onnx_ir as ir
 
     typed_bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     del model, data
     with phase("build") as advance:
-        built = build(typed_bytes, build_options, progress=lambda *_: advance(0))
+        built = build(typed_bytes, build_options, progress=_outermost(advance))
     for text in built.warnings:
         listener.warn("engine.warning", text)
     reports = check_convolutions(convs, built.kernels)
@@ -160,6 +162,20 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         with published(sidecar_path(out), force=True) as f:
             f.write(write_sidecar_bytes(sidecar))
     return EngineBuilt(out, sidecar, comparison, tolerance, phase.seconds)
+
+
+def _outermost(advance: Callable[..., None]) -> Callable[[str, int, int], None]:
+    """A bar of TensorRT's progress: of its phases, which nest, the one that begins first."""
+    outermost, seen = "", 0
+
+    def progress(phase: str, done: int, total: int) -> None:
+        nonlocal outermost, seen
+        outermost = outermost or phase
+        if phase == outermost:
+            advance(done - seen, total)
+            seen = done
+
+    return progress
 
 
 def _typed(
@@ -191,15 +207,6 @@ def _typed(
         wide = [{k: v.astype(np.float32) for k, v in g.items()} for g in got]
         comparison = compare(list(zip(wide, want, strict=True)), what).require(TOLERANCE, what)
     return typed.model, comparison, TOLERANCE
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Give every node a name of its own: the kernels are found by it."""
-    taken: set[str] = set()
-    for i, node in enumerate(graph):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{i}"
-        taken.add(node.name)
 
 
 def _sidecar(

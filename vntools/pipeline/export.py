@@ -14,8 +14,9 @@ __all__ = [
 import gc
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from vntools.base.artifacts import (
     seal_and_hash,
     sha256_file,
 )
-from vntools.base.errors import DataFault
+from vntools.base.errors import DataFault, InternalFault
 from vntools.base.provenance import version_of
 from vntools.base.tolerance import Tolerance
 from vntools.pipeline.listener import Listener, Stopwatch
@@ -145,7 +146,7 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
     require_file(options.ckpt)
     check_output(options.out, force=options.force, inputs=(options.ckpt,))
     phase = Stopwatch(listener)
-    with ThreadPoolExecutor(1) as pool:
+    with _beside() as pool:
         digest = pool.submit(sha256_file, options.ckpt)
         with phase("load"):
             checkpoint, module = _load(options, listener)
@@ -172,12 +173,14 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
         VntoolsError: as the parts do; nothing has been written then.
     """
     from vntools.export.load import load_onnx
+    from vntools.export.naming import name_nodes
 
     require_file(options.source)
     check_output(options.out, force=options.force, inputs=(options.source,))
     phase = Stopwatch(listener)
     with phase("load"):
         raw, digest = load_onnx(options.source)
+        name_nodes(raw.graph)
     kept = {k: v for k, v in raw.metadata_props.items() if k != SEAL_KEY}
     metadata = {**kept, **_stamp(options.source, digest)}
     raw.metadata_props.clear()
@@ -195,6 +198,18 @@ class _Target:
     merge: bool = True
     rename: Callable[[str], str] | None = None
     samples_apart: bool = False
+
+
+@contextmanager
+def _beside() -> Generator[ThreadPoolExecutor, None, None]:
+    """A thread for work that only reads; after an error or a signal it is not waited for."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _load(options: ExportOptions, listener: Listener) -> tuple[Checkpoint, nn.Module]:
@@ -331,7 +346,10 @@ def _references(
         want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
     else:
         want = [evaluate(raw.graph, feed) for feed in feeds]
-    unsimplified = run_float32(raw, feeds[:1])
+    try:
+        unsimplified = run_float32(raw, feeds[:1])
+    except InternalFault as e:  # not our doing: nothing was rewritten yet
+        raise DataFault("onnx.unsupported", e.message) from e
     noise = compare([(unsimplified[0], want[0])], "the unsimplified graph")
     return _References(want, native, noise)
 
@@ -357,7 +375,7 @@ def _finish(
     source = sources.pop()
     before, feeds = stats(source.raw.graph), seeded_feeds(source.raw)
     merged = source.raw.clone()
-    with ThreadPoolExecutor(1) as pool:
+    with _beside() as pool:
         references = pool.submit(
             _references, source, feeds, samples_apart=target.samples_apart
         )

@@ -65,7 +65,7 @@ def _skip_lines(done: Exported) -> Sequence[str]:
     for s in done.skips:
         by_rule.setdefault(s.rule, []).append(f"{s.node}: {s.reason}")
     return [
-        f"  {rule}: left alone at {len(reasons)} places, the first {reasons[0]}"
+        f"  {rule}: {len(reasons)} left alone, the first {reasons[0]}"
         for rule, reasons in by_rule.items()
     ]
 

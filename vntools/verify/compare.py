@@ -32,7 +32,8 @@ class Comparison:
     Attributes:
         relative_l2: ||got - want|| / ||want||.
         max_abs: largest absolute difference.
-        top1_agreement: share of samples whose largest entry along axis 1 is the same one.
+        top1_agreement: share of samples whose largest entry is the same one, of the outputs
+            that are (samples, classes); a dense map has ties within rounding.
         samples: how many samples that share is of.
     """
 
@@ -94,7 +95,7 @@ def compare(pairs: Sequence[tuple[Outputs, Outputs]], what: str) -> Comparison:
                 raise CheckFailed("verify.zero", f"{what}: the reference of {name} is zero")
             worst_l2 = max(worst_l2, relative_l2(value, reference))
             worst_abs = max(worst_abs, float(np.abs(value - reference).max()))
-            if reference.ndim >= 2:
+            if reference.ndim == 2:
                 agree = value.argmax(axis=1) == reference.argmax(axis=1)
                 same, samples = same + int(agree.sum()), samples + agree.size
     if not pairs or not any(want for _, want in pairs):

@@ -44,7 +44,8 @@ def evaluate(graph: ir.Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
 
     Raises:
         DataFault: ``onnx.op``, where an operator is unknown to ONNX's reference
-            implementation; ``onnx.control_flow``, where a node holds a subgraph.
+            implementation or does not fit its inputs; ``onnx.control_flow``, where a node
+            holds a subgraph.
     """
     values: dict[ir.Value, Value] = {}
     for value in graph.inputs:
@@ -85,9 +86,17 @@ def _run(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
     kernel = _KERNELS.get(node.op_type) if node.domain in ONNX_DOMAINS else None
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         kernel = None  # ours writes no Indices
-    if kernel is not None:
+    if kernel is None:
+        return _reference(node, inputs)
+    try:
         return [kernel(node, inputs)]
-    return _reference(node, inputs)
+    except (ValueError, ArithmeticError) as e:
+        raise _unfit(node, e) from e
+
+
+def _unfit(node: ir.Node, why: Exception) -> DataFault:
+    what = f"{node.op_type} {node.name!r}"
+    return DataFault("onnx.op", f"{what} cannot be evaluated: {type(why).__name__}: {why}")
 
 
 def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
@@ -108,10 +117,7 @@ def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
         }
         return [_wide(np.asarray(r)) for r in evaluator.run(None, feeds)]
     except Exception as e:
-        raise DataFault(
-            "onnx.op",
-            f"{node.op_type} {node.name!r} cannot be evaluated: {type(e).__name__}: {e}",
-        ) from e
+        raise _unfit(node, e) from e
 
 
 def _conv(node: ir.Node, inputs: list[Value | None]) -> Array:
