@@ -3,8 +3,8 @@
     python docs/measure.py [--arch vanillanet_13] [--json FILE]
 
 Seeded weights. FP16 plans are built with TensorRT-RTX for compute capability 8.0, dynamic
-batch 1 to 8, FP32 inputs and outputs, and not run; latency is ONNX Runtime's on this CPU at batch 1,
-in interleaved rounds of one process.
+batch 1 to 8, FP32 inputs and outputs, and not run; latency is ONNX Runtime's on this CPU at
+batch 1, in interleaved rounds of one process.
 """
 
 from __future__ import annotations

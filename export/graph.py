@@ -13,6 +13,7 @@ __all__ = [
     "is_op",
     "only_consumer",
     "operands",
+    "parameters",
     "remove_dead",
     "spatial_size",
     "stats",
@@ -49,6 +50,9 @@ _LARGEST_FOLDED = 1 << 26
 _DEEPEST_FOLD = 32  # nodes above each other; sub-graphs of constants are shallow
 _LONGEST_SHAPE = 64  # entries; tensors have far fewer axes
 _LARGEST_SMALL = 256
+
+_Symbols = dict[ir.Value, list[int | str] | None]
+_Memo = tuple[_Symbols, dict[ir.Value, NDArray[Any] | None]]
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -159,29 +163,28 @@ def symbolic_vector(value: ir.Value | None) -> list[int | str] | None:
     Follows what exporters put between Shape and Reshape: Gather, Squeeze, Unsqueeze, Reshape,
     Concat, Cast and Identity.
     """
-    return _symbols(value, {}, _DEEPEST_FOLD)
+    return _symbols(value, ({}, {}), _DEEPEST_FOLD)
 
 
-def _symbols(
-    value: ir.Value | None, memo: dict[ir.Value, list[int | str] | None], depth: int
-) -> list[int | str] | None:
+def _symbols(value: ir.Value | None, memo: _Memo, depth: int) -> list[int | str] | None:
     """:func:`symbolic_vector`, each value once, no deeper than ``depth``."""
     if value is None or depth == 0:
         return None
-    if value not in memo:
-        fixed = constant(value)
+    symbols, constants = memo
+    if value not in symbols:
+        fixed = _fold(value, constants, depth)
         if fixed is not None:
             integers = fixed.dtype.kind in "iu" and fixed.size <= _LONGEST_SHAPE
-            memo[value] = [int(d) for d in fixed.reshape(-1)] if integers else None
+            symbols[value] = [int(d) for d in fixed.reshape(-1)] if integers else None
         else:
             found = _node_symbols(value.producer(), memo, depth - 1)
-            memo[value] = found if found is not None and len(found) <= _LONGEST_SHAPE else None
-    return memo[value]
+            symbols[value] = (
+                found if found is not None and len(found) <= _LONGEST_SHAPE else None
+            )
+    return symbols[value]
 
 
-def _node_symbols(
-    node: ir.Node | None, memo: dict[ir.Value, list[int | str] | None], depth: int
-) -> list[int | str] | None:
+def _node_symbols(node: ir.Node | None, memo: _Memo, depth: int) -> list[int | str] | None:
     if node is None or node.domain not in ONNX_DOMAINS or not node.inputs:
         return None
     if node.op_type == "Shape":
@@ -277,6 +280,12 @@ def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
         )
     except ValueError as e:
         raise Refused(str(e)) from e
+
+
+def parameters(node: ir.Node) -> int:
+    """Number of weights and biases that a Conv node holds."""
+    held = [v.const_value for v in node.inputs[1:3] if v is not None]
+    return sum(math.prod(t.shape.numpy()) for t in held if t is not None)
 
 
 def spatial_size(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["load_onnx", "parse_onnx"]
+__all__ = ["load_onnx", "parse_onnx", "refuse_control_flow"]
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +16,9 @@ from vntools.export.graph import without_weights
 
 if TYPE_CHECKING:
     import onnx
+
+
+_LARGEST_EXTENT = 1 << 31
 
 
 def load_onnx(path: Path) -> tuple[ir.Model, str]:
@@ -34,7 +37,8 @@ def parse_onnx(data: bytes, path: Path | None = None) -> ir.Model:
 
     Raises:
         DataFault: ``onnx.empty``, ``onnx.format`` (no protobuf), ``onnx.external`` (weights in
-            other files), ``onnx.invalid`` (the checker refuses it).
+            other files), ``onnx.attr`` (a stride of 0), ``onnx.invalid`` (the checker refuses
+            it).
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -65,11 +69,45 @@ def parse_onnx(data: bytes, path: Path | None = None) -> ir.Model:
         raise DataFault(
             "onnx.invalid", f"the ONNX checker refuses it: {why}", path=path
         ) from e
+    _check_attributes(proto.graph.node, path)
     model = ir.serde.deserialize_model(proto)
     if model.functions:
         InlinePass()(model)
     _infer_shapes(model)
     return model
+
+
+def refuse_control_flow(graph: ir.Graph, path: Path) -> None:
+    """Refuse nodes that hold a subgraph: types and kernels are followed in one graph only.
+
+    Raises:
+        DataFault: ``onnx.control_flow``.
+    """
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    for node in graph:
+        if any(a.type in kinds for a in node.attributes.values()):
+            raise DataFault(
+                "onnx.control_flow",
+                f"{node.op_type} {node.name!r} holds a subgraph",
+                path=path,
+            )
+
+
+def _check_attributes(nodes: Iterable[onnx.NodeProto], path: Path | None) -> None:
+    """Extents that no checker looks at and that native code divides by.
+
+    Raises:
+        DataFault: ``onnx.attr``.
+    """
+    for node in nodes:
+        for attribute in node.attribute:
+            numbers = {
+                "group": [attribute.i],
+                **dict.fromkeys(("strides", "dilations", "kernel_shape"), attribute.ints),
+            }.get(attribute.name, ())
+            if any(not 1 <= n < _LARGEST_EXTENT for n in numbers):
+                what = f"{attribute.name} of {node.op_type} {node.name!r}"
+                raise DataFault("onnx.attr", f"{what} is {list(numbers)}", path=path)
 
 
 def _tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:

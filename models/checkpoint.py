@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vntools.base.errors import DataFault, UsageFault, VntoolsError, first_three
+from vntools.base.errors import DataFault, UsageFault, about, first_three
 from vntools.models.arch import Architecture, Preprocessing
 from vntools.models.archive import Archive, open_archive
 from vntools.models.inference import Arguments, Form, form_of, infer, read_arguments
@@ -87,12 +87,8 @@ def load_checkpoint(
             ``ckpt.crc``, ``ckpt.nonfinite``, ``ckpt.overflow``, ``ckpt.variance``.
     """
     archive = open_archive(path)
-    try:
+    with about(path):
         return _interpret(archive, key, arch, image_size, num_classes)
-    except VntoolsError as e:
-        if e.path is not None:
-            raise
-        raise type(e)(e.code, e.message, hint=e.hint, path=path) from e.__cause__
 
 
 def _interpret(

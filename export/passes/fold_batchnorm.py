@@ -11,13 +11,14 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vntools.export.affine import Array, Refused, apply, macs, parameters_of, scale_channels
+from vntools.export.affine import Array, Refused, apply, macs, scale_channels
 from vntools.export.graph import (
     convolution,
     int_attribute,
     is_op,
     only_consumer,
     operands,
+    parameters,
     remove_dead,
     spatial_size,
 )
@@ -84,7 +85,7 @@ class FoldBatchNorm(GraphPass):
         shape = convolution(conv, weights=False)
         if any(a.shape != shape.bias.shape for a in (gamma, beta, mean, var)):
             raise Refused("its statistics do not fit the convolution's channels")
-        unfolded = exact(conv)
+        unfolded, before = exact(conv), parameters(conv) + 4 * gamma.size
         scale = gamma / np.sqrt(var + epsilon)
         shift = beta - mean * scale
         name = norm.name or ""
@@ -106,8 +107,8 @@ class FoldBatchNorm(GraphPass):
         graph.remove(norm, safe=True)
         for value in constants:
             remove_dead(graph, value)
-        parameters = parameters_of(shape) + 4 * gamma.size, parameters_of(shape)
-        return Rewrite(self.name, names, names[0], *parameters, cost, cost, error)
+        after = parameters(conv)
+        return Rewrite(self.name, names, names[0], before, after, cost, cost, error)
 
 
 def _normalize(y: Array, gamma: Array, beta: Array, mean: Array, spread: Array) -> Array:

@@ -22,7 +22,14 @@ from vntools.export.affine import (
     parameters_of,
     plan_compose,
 )
-from vntools.export.graph import convolution, is_op, only_consumer, remove_dead, spatial_size
+from vntools.export.graph import (
+    convolution,
+    is_op,
+    only_consumer,
+    parameters,
+    remove_dead,
+    spatial_size,
+)
 from vntools.export.rewrite import (
     GraphPass,
     Record,
@@ -109,10 +116,10 @@ def _judge(outer: ir.Node, inner: ir.Node) -> tuple[int, int, int | None, int | 
     extent = size or (_NOMINAL_EXTENT,) * first.axes
     before = macs(first, *extent) + macs(second, *output_size(first, extent))
     after = macs(merged, *extent)
-    parameters = parameters_of(first) + parameters_of(second), parameters_of(merged)
-    if (after, parameters[1]) > (before, parameters[0]):
+    counts = parameters(inner) + parameters(outer), parameters_of(merged)
+    if (after, counts[1]) > (before, counts[0]):
         raise Refused(
-            f"one convolution would cost {after} multiply-accumulates and {parameters[1]} "
-            f"parameters, the two cost {before} and {parameters[0]}"
+            f"one convolution would cost {after} multiply-accumulates and {counts[1]} "
+            f"parameters, the two cost {before} and {counts[0]}"
         )
-    return (*parameters, before if size else None, after if size else None)
+    return (*counts, before if size else None, after if size else None)

@@ -20,13 +20,13 @@ def test_require_imports() -> None:
 
 @pytest.mark.parametrize(
     ("extra", "line"),
-    [(None, "pip install 'vntools'"), ("tensorrt", "pip install 'vntools[tensorrt]'")],
+    [(None, "pip install '.'"), ("tensorrt", "pip install '.[tensorrt]'")],
 )
 def test_a_missing_module_says_what_brings_it(extra: str | None, line: str) -> None:
     with pytest.raises(Unavailable, match="no_such_module") as caught:
         require("no_such_module", extra=extra, code="trt.missing")
     assert caught.value.code == "trt.missing"
-    assert caught.value.hint == f"run: {line}"
+    assert caught.value.hint == f"run in vntools' sources: {line}"
 
 
 def test_a_module_whose_library_does_not_load_is_missing(

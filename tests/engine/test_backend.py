@@ -60,7 +60,7 @@ def test_a_missing_wheel_names_the_pip_line(monkeypatch, name, modules, extra):
     with pytest.raises(Unavailable) as caught:
         load(name)
     assert (caught.value.code, caught.value.exit_status) == ("trt.missing", 69)
-    assert f"pip install 'vntools[{extra}]'" in caught.value.line()
+    assert f"pip install '.[{extra}]'" in caught.value.line()
 
 
 def test_an_installed_package_of_tensorrt_rtx_comes_first(monkeypatch):

@@ -258,7 +258,7 @@ CASES = [
         "a bottleneck, whose product is dearer",
         {"16,3,1,1": "1,3,1,1", "2,16,3,3": "2,1,3,3"},
         # 54 * 64 against (3 + 18) * 64; 56 against 24 with the bias that the first one lacks.
-        "would cost 3456 multiply-accumulates and 56 parameters, the two cost 1344 and 24",
+        "would cost 3456 multiply-accumulates and 56 parameters, the two cost 1344 and 23",
     ),
     merge(
         "an activation between",

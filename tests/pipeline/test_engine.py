@@ -53,34 +53,15 @@ def test_fewer_kernels_than_in_training(work: Path, invoke: Invoke, record: Reco
     assert merged["bytes"] < training["bytes"]
 
 
-def test_the_same_build_gives_the_same_files(work: Path, invoke: Invoke) -> None:
-    before = [Path(n).read_bytes() for n in ("net.plan", "net.plan.json")]
-    result = invoke("build-engine", "net.onnx", "--fp16")
-    assert result.exit_code == 0, result.stderr
-    assert [Path(n).read_bytes() for n in ("net.plan", "net.plan.json")] == before
-
-
-def test_the_bar_is_that_of_the_outermost_phase() -> None:
-    moved: list[tuple[int, int]] = []
-    progress = engine_module._outermost(lambda n, total: moved.append((n, total)))
-    for step in (
-        ("all", 0, 3),
-        ("a part", 0, 9),
-        ("all", 1, 3),
-        ("a part", 9, 9),
-        ("all", 3, 3),
-    ):
-        progress(*step)
-    progress("all", 3, 3)
-    assert moved == [(0, 3), (1, 3), (2, 3), (0, 3)]
-
-
-def test_a_plan_of_any_name_is_rebuilt(work: Path, invoke: Invoke) -> None:
-    for _ in range(2):
-        result = invoke("build-engine", "net.onnx", "--saveEngine", "net.engine")
-        assert result.exit_code == 0, result.stderr
-    (work / "net.engine.json").write_text("{}")
-    assert invoke("build-engine", "net.onnx", "--saveEngine", "net.engine").exit_code == 73
+def test_a_rebuild_replaces_what_vntools_wrote(work: Path, invoke: Invoke) -> None:
+    """TensorRT-RTX does not promise the same bytes; all that is said of them is the same."""
+    before = read_sidecar("net.plan")
+    assert invoke("build-engine", "net.onnx", "--fp16").exit_code == 0
+    after = read_sidecar("net.plan")
+    assert before is not None
+    assert after is not None
+    unlike = {key for key in before if before[key] != after[key]}
+    assert unlike <= {"sha256", "bytes"}
 
 
 def test_fp32_is_the_default_and_tf32_is_said(work: Path, invoke: Invoke) -> None:

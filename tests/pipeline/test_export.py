@@ -293,3 +293,46 @@ def test_the_text_names_every_rewrite(work: Path, invoke: Invoke) -> None:
     assert "merge-convs: stages.0.conv1.0 + stages.0.conv2.0" in result.stdout
     assert "BatchNormalization" in result.stdout
     assert "relative L2 error against float64" in result.stdout
+
+
+def _parsed(text: str, path: Path) -> Path:
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}'), path
+    )
+    return path
+
+
+def test_a_stride_of_zero_never_reaches_native_code(work: Path, invoke: Invoke) -> None:
+    _parsed(
+        "g (float[1,1,4,4] x) => (float[1,1,4,4] y) <float[1,1,1,1] w = {1}> "
+        "{ y = Conv <strides = [0, 0]> (x, w) }",
+        work / "zero.onnx",
+    )
+    result = invoke("simplify", "zero.onnx", "--out", "x.onnx")
+    assert result.exit_code == 65
+    assert "onnx.attr" in result.stderr
+
+
+def test_weights_that_a_caller_may_override_are_said(work: Path, invoke: Invoke) -> None:
+    _parsed(
+        "g (float[1,1,4,4] x, float[1,1,1,1] w) => (float[1,1,4,4] y) "
+        "<float[1,1,1,1] w = {2}> { a = Conv (x, w) y = Conv (a, w) }",
+        work / "open.onnx",
+    )
+    result = invoke("simplify", "open.onnx", "--out", "x.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [w["code"] for w in found["warnings"]] == ["onnx.overridable"]
+    assert found["graph"]["after"]["ops"] == {"Conv": 2}
+
+
+def test_control_flow_builds_no_engine(work: Path, invoke: Invoke) -> None:
+    _parsed(
+        "g (float[1,1,4,4] x, bool[1] c) => (float[1,1,4,4] y) { y = If (c) "
+        "<then_branch = t () => (float[1,1,4,4] a) { a = Relu (x) }, "
+        "else_branch = e () => (float[1,1,4,4] b) { b = Neg (x) }> }",
+        work / "if.onnx",
+    )
+    result = invoke("build-engine", "if.onnx", "--fp16")
+    assert result.exit_code == 65
+    assert "onnx.control_flow" in result.stderr

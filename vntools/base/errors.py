@@ -32,16 +32,18 @@ __all__ = [
     "Unavailable",
     "UsageFault",
     "VntoolsError",
+    "about",
     "first_three",
     "from_os_error",
     "printable",
     "quoted",
 ]
 
+import contextlib
 import errno
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 
 def printable(text: str) -> str:
@@ -164,6 +166,17 @@ class Interrupted(VntoolsError):
         super().__init__("interrupted", f"ended by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_status = 128 + signum
+
+
+@contextlib.contextmanager
+def about(path: str | os.PathLike[str]) -> Generator[None, None, None]:
+    """Name ``path`` in errors of the block that name no file yet."""
+    try:
+        yield
+    except VntoolsError as e:
+        if e.path is not None or isinstance(e, Interrupted):
+            raise
+        raise type(e)(e.code, e.message, hint=e.hint, path=path) from e.__cause__
 
 
 def from_os_error(

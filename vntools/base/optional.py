@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["require"]
+__all__ = ["pip_line", "require"]
 
 import importlib
 from types import ModuleType
 
 from vntools.base.errors import Unavailable
+
+
+def pip_line(extra: str | None) -> str:
+    """How to install vntools with an extra; it is not on PyPI, where the name is another's."""
+    target = "." if extra is None else f".[{extra}]"
+    return f"run in vntools' sources: pip install '{target}'"
 
 
 def require(module: str, *, extra: str | None, code: str = "dependency.missing") -> ModuleType:
@@ -19,8 +25,5 @@ def require(module: str, *, extra: str | None, code: str = "dependency.missing")
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as e:
-        target = "vntools" if extra is None else f"vntools[{extra}]"
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise Unavailable(
-            code, f"cannot import {module} ({why})", hint=f"run: pip install '{target}'"
-        ) from e
+        raise Unavailable(code, f"cannot import {module} ({why})", hint=pip_line(extra)) from e

@@ -40,6 +40,7 @@ from vntools.base.errors import (
     from_os_error,
     printable,
 )
+from vntools.base.optional import pip_line
 from vntools.cli._shared import Console, quiet_and_debug
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -162,7 +163,7 @@ def _understood(caught: BaseException, where: str) -> VntoolsError:
         "vntools"
     ):
         return Unavailable(
-            "dependency.missing", f"no module {caught.name}", hint="run: pip install vntools"
+            "dependency.missing", f"no module {caught.name}", hint=pip_line(None)
         )
     kind = f"{type(caught).__name__}: {caught}".rstrip(": ")
     return InternalFault("internal", kind, hint="rerun with --debug and report")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from vntools.base.errors import UsageFault, first_three
+from vntools.base.errors import UsageFault, printable
 from vntools.cli._shared import Console, json_option
 
 _MIB = {"B": 2.0**-20, "K": 2.0**-10, "": 1.0, "M": 1.0, "G": 1024.0}
@@ -61,7 +61,7 @@ def _chosen(console: Console) -> Path:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageFault(
             "engine.model",
-            f"several ONNX files are here: {first_three(names)}",
+            f"several ONNX files are here: {', '.join(map(printable, names))}",
             hint="name one",
         )
     return Path(click.prompt("Which one", type=click.Choice(names), err=True))

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from vntools.base.errors import Unavailable, UsageFault
-from vntools.base.optional import require
+from vntools.base.optional import pip_line, require
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 
@@ -71,7 +71,7 @@ def load(name: str) -> Backend:
         raise Unavailable(
             "trt.version",
             f"TensorRT {backend.version} is installed, expected {_OLDEST_TENSORRT} or newer",
-            hint="run: pip install --upgrade 'vntools[tensorrt]'",
+            hint="run: pip install --upgrade tensorrt",
         )
     return backend
 
@@ -125,7 +125,7 @@ def _open_library(path: Path) -> None:
         raise Unavailable(
             "trt.missing",
             f"cannot load {path.name} ({e})",
-            hint="run: pip install --force-reinstall 'vntools[rtx]'",
+            hint=pip_line("rtx") + " --force-reinstall",
         ) from e
 
 

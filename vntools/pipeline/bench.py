@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vntools.base.artifacts import read_input, require_file
-from vntools.base.errors import UsageFault
+from vntools.base.errors import UsageFault, about
 from vntools.pipeline.listener import Listener
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def bench(
     """
     from vntools.bench.measure import measure
 
-    runner = open_artifact(artifact, listener)
-    with listener.progress("measure"), runner:
-        return measure(runner, options, tick=tick)
+    with about(artifact.path):
+        runner = open_artifact(artifact, listener)
+        with listener.progress("measure"), runner:
+            return measure(runner, options, tick=tick)

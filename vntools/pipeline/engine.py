@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["EngineBuilt", "EngineOptions", "build_engine", "find_models"]
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         timing_cache=options.timing_cache,
     )
     phase = Stopwatch(listener)
-    from vntools.export.load import parse_onnx
+    from vntools.export.load import parse_onnx, refuse_control_flow
     from vntools.export.naming import name_nodes
 
     with phase("load"):
@@ -139,6 +140,7 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         if not sealed(options.model):
             listener.note("vntools did not write this ONNX file; it is taken as the reference")
         model = parse_onnx(data, options.model)
+        refuse_control_flow(model.graph, options.model)
         name_nodes(model.graph)
     comparison = tolerance = None
     if options.precision == "fp16":
@@ -156,11 +158,15 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
     reports = check_convolutions(convs, built.kernels)
     sidecar = _sidecar(built, options, digest, metadata)
     sidecar["convolutions"] = [r.to_record() for r in reports]
-    with phase("publish"):
-        with published(out, force=options.force, size_hint=len(built.plan)) as f:
-            f.write(built.plan)
-        with published(sidecar_path(out), force=True) as f:
-            f.write(write_sidecar_bytes(sidecar))
+    with (
+        phase("publish"),
+        published(out, force=options.force, size_hint=len(built.plan)) as plan,
+        published(sidecar_path(out), force=True) as beside,
+    ):
+        plan.write(built.plan)
+        plan.flush()
+        os.fsync(plan.fileno())  # so that both are written before either gets its name
+        beside.write(write_sidecar_bytes(sidecar))
     return EngineBuilt(out, sidecar, comparison, tolerance, phase.seconds)
 
 

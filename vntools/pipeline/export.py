@@ -29,7 +29,7 @@ from vntools.base.artifacts import (
     seal_and_hash,
     sha256_file,
 )
-from vntools.base.errors import DataFault, InternalFault
+from vntools.base.errors import DataFault, InternalFault, about, first_three
 from vntools.base.provenance import version_of
 from vntools.base.tolerance import Tolerance
 from vntools.pipeline.listener import Listener, Stopwatch
@@ -184,9 +184,15 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
     kept = {k: v for k, v in raw.metadata_props.items() if k != SEAL_KEY}
     metadata = {**kept, **_stamp(options.source, digest)}
     raw.metadata_props.clear()
+    if overridable := [v.name or "" for v in raw.graph.inputs if v.is_initializer()]:
+        listener.warn(
+            "onnx.overridable",
+            f"a caller may override {first_three(overridable)}; they are left alone",
+        )
     sources = [_Source(raw, None)]
     del raw
-    return _finish(sources, _Target(options.out, options.force), metadata, phase)
+    with about(options.source):
+        return _finish(sources, _Target(options.out, options.force), metadata, phase)
 
 
 @dataclass(frozen=True)
