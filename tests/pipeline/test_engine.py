@@ -64,6 +64,29 @@ def test_a_rebuild_replaces_what_vntools_wrote(work: Path, invoke: Invoke) -> No
     assert unlike <= {"sha256", "bytes"}
 
 
+def test_the_bar_is_that_of_the_outermost_phase() -> None:
+    moved: list[tuple[int, int]] = []
+    progress = engine_module._outermost(lambda n, total: moved.append((n, total)))
+    for step in (
+        ("all", 0, 3),
+        ("a part", 0, 9),
+        ("all", 1, 3),
+        ("a part", 9, 9),
+        ("all", 3, 3),
+    ):
+        progress(*step)
+    progress("all", 3, 3)
+    assert moved == [(0, 3), (1, 3), (2, 3), (0, 3)]
+
+
+def test_a_plan_of_any_name_is_rebuilt(work: Path, invoke: Invoke) -> None:
+    for _ in range(2):
+        result = invoke("build-engine", "net.onnx", "--saveEngine", "net.engine")
+        assert result.exit_code == 0, result.stderr
+    (work / "net.engine.json").write_text("{}")
+    assert invoke("build-engine", "net.onnx", "--saveEngine", "net.engine").exit_code == 73
+
+
 def test_fp32_is_the_default_and_tf32_is_said(work: Path, invoke: Invoke) -> None:
     result = invoke("build-engine", "net.onnx", "--out", "wide.plan", "--max-batch", 2)
     assert result.exit_code == 0, result.stderr
