@@ -46,7 +46,7 @@ def test_the_record_says_what_happened(record: Record) -> None:
     assert verify["top1_agreement"] == 1.0
     assert found["ok"]
     assert found["schema"] == 1
-    assert set(found["seconds"]) >= {"load", "trace", "merge", "verify"}
+    assert set(found["seconds"]) >= {"load", "trace", "merge", "verify", "total"}
 
 
 def test_the_file_is_one_valid_sealed_model(made: Path, record: Record) -> None:

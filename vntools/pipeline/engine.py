@@ -75,7 +75,7 @@ class EngineBuilt:
         comparison: the typed graph against the graph that came, on seeded inputs, in ONNX
             Runtime; None where nothing was typed.
         tolerance: what was allowed.
-        seconds: by phase.
+        seconds: by phase, and in all (``total``).
     """
 
     out: Path
@@ -167,7 +167,7 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         plan.flush()
         os.fsync(plan.fileno())  # so that both are written before either gets its name
         beside.write(write_sidecar_bytes(sidecar))
-    return EngineBuilt(out, sidecar, comparison, tolerance, phase.seconds)
+    return EngineBuilt(out, sidecar, comparison, tolerance, phase.seconds())
 
 
 def _outermost(advance: Callable[..., None]) -> Callable[[str, int, int], None]:

@@ -32,7 +32,8 @@ class Stopwatch:
     """Seconds by phase, each shown to the listener while it lasts."""
 
     def __init__(self, listener: Listener) -> None:
-        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+        self._seconds: dict[str, float] = {}
         self._listener = listener
 
     @contextmanager
@@ -41,4 +42,8 @@ class Stopwatch:
         start = time.perf_counter()
         with self._listener.progress(phase) as advance:
             yield advance
-        self.seconds[phase] = time.perf_counter() - start
+        self._seconds[phase] = time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase so far, and the ``total`` since the work began."""
+        return {**self._seconds, "total": time.perf_counter() - self._start}

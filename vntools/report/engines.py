@@ -36,6 +36,7 @@ def engine_text(done: EngineBuilt) -> str:
             f"{done.tolerance.max_relative_l2:.0e}), top-1 equal on {c.top1_agreement:.0%} of "
             f"{c.samples} seeded inputs (ONNX Runtime)"
         )
-    total = sum(done.seconds.values())
-    lines.append(f"wrote {done.out} ({s['bytes'] / 1e6:.1f} MB) in {total:.1f} s")
+    lines.append(
+        f"wrote {done.out} ({s['bytes'] / 1e6:.1f} MB) in {done.seconds['total']:.1f} s"
+    )
     return "\n".join(lines)

@@ -45,8 +45,9 @@ def exported_text(done: Exported) -> str:
         lines.append(
             f"relative L2 difference to PyTorch's float32 {done.pytorch.relative_l2:.2e}"
         )
-    total = sum(done.seconds.values())
-    lines.append(f"wrote {done.out} ({done.size_bytes / 1e6:.1f} MB) in {total:.1f} s")
+    lines.append(
+        f"wrote {done.out} ({done.size_bytes / 1e6:.1f} MB) in {done.seconds['total']:.1f} s"
+    )
     return "\n".join(lines)
 
 
