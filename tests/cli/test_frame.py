@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 
 from vntools import __version__, cli
 from vntools.base.errors import CheckFailed, DataFault, Interrupted, UsageFault
-from vntools.cli._shared import Console, json_option, table
+from vntools.cli._shared import Console, json_option
+from vntools.report.table import table
 
 Work = Callable[[Console], None]
 

@@ -17,12 +17,12 @@ Results go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
-__all__ = ["Advance", "Console", "json_option", "quiet_and_debug", "table"]
+__all__ = ["Advance", "Console", "json_option", "quiet_and_debug"]
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
@@ -196,19 +196,3 @@ def quiet_and_debug() -> list[click.Parameter]:
             help="Show tracebacks (also: VNTOOLS_DEBUG=1).",
         ),
     ]
-
-
-def table(rows: Sequence[Sequence[str]], *, align: str) -> str:
-    """Rows of cells as lines of columns.
-
-    Args:
-        rows: cells; the first row may be the header.
-        align: one character per column, ``<`` or ``>``.
-    """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    )

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from vntools.base.errors import VntoolsError
-from vntools.cli._shared import Console, json_option, table
+from vntools.cli._shared import Console, json_option
+from vntools.report.table import table
 
 # Distribution, module, and what cannot be done without it.
 _PACKAGES = (

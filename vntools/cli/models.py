@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vntools.cli._shared import Console, json_option, table
+from vntools.cli._shared import Console, json_option
+from vntools.report.table import table
 
 if TYPE_CHECKING:
     from vntools.models.arch import Architecture

@@ -6,6 +6,8 @@ __all__ = ["demo_text"]
 
 from typing import TYPE_CHECKING
 
+from vntools.report.table import table
+
 if TYPE_CHECKING:
     from vntools.demo import DemoResult
 
@@ -29,6 +31,7 @@ def demo_text(r: DemoResult) -> str:
             "",
             *(f"{100 * a:.2f}" for a in r.agreement.values()),
         ),
+        ("", "", "", ""),
         ("", "training graph", "exported graph", "ratio [95 %]"),
         ("nodes", str(before.nodes), str(after.nodes), ""),
         ("Conv", str(before.ops["Conv"]), str(after.ops["Conv"]), ""),
@@ -44,15 +47,7 @@ def demo_text(r: DemoResult) -> str:
         ("FP16 plan, MB", *plans, ""),
         ("kernels in the FP16 plan", *kernels, ""),
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        "  ".join(
-            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(3, "")
+    lines = [table(rows, align="<>>>")]
     s = r.merged_plan.sidecar
     details = was.details
     lines += [

@@ -7,14 +7,16 @@ __all__ = ["exported_text", "op_table"]
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vntools.report.table import table
+
 if TYPE_CHECKING:
     from vntools.export.graph import GraphStats
     from vntools.export.rewrite import Rewrite
     from vntools.pipeline.export import Exported
 
 
-def op_table(before: GraphStats, after: GraphStats) -> list[str]:
-    """Lines: each operator's count before and after, then nodes, parameters, MACs and size."""
+def op_table(before: GraphStats, after: GraphStats) -> str:
+    """Each operator's count before and after, then nodes, parameters, MACs and size."""
     names = sorted(before.ops.keys() | after.ops.keys())
     rows = [(n, str(before.ops.get(n, 0)), str(after.ops.get(n, 0))) for n in names]
     rows += [
@@ -23,18 +25,14 @@ def op_table(before: GraphStats, after: GraphStats) -> list[str]:
         ("MACs", _count(before.macs), _count(after.macs)),
         ("weights, MB", f"{before.size_bytes / 1e6:.1f}", f"{after.size_bytes / 1e6:.1f}"),
     ]
-    widths = [max(len(r[i]) for r in (*rows, ("", "before", "after"))) for i in range(3)]
-    return [
-        f"{name:{widths[0]}}  {was:>{widths[1]}}  {now:>{widths[2]}}"
-        for name, was, now in (("", "before", "after"), *rows)
-    ]
+    return table([("", "before", "after"), *rows], align="<>>")
 
 
 def exported_text(done: Exported) -> str:
     """What an export or a simplification did: rewrites, op table, proof, file."""
     lines = [_rewrite_line(r) for r in done.rewrites]
     lines += _skip_lines(done)
-    lines += ["", *op_table(done.before, done.after), ""]
+    lines += ["", op_table(done.before, done.after), ""]
     c = done.comparison
     lines.append(
         f"relative L2 error against float64 {c.relative_l2:.2e} "
