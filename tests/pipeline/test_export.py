@@ -24,6 +24,7 @@ from tests.pipeline.conftest import SMALL, write_checkpoint
 from vntools.base.artifacts import sealed
 from vntools.models.checkpoint import load_checkpoint, to_module
 from vntools.pipeline import export as export_module
+from vntools.pipeline import references as references_module
 
 Invoke = Callable[..., Result]
 Record = Callable[[str], dict[str, Any]]
@@ -203,12 +204,12 @@ def test_the_gate_closes_on_a_wrong_rewrite(
 def test_the_gate_closes_on_a_wrong_trace(
     work: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = export_module._pytorch
+    true = references_module._pytorch
 
     def off(*args: Any) -> Any:
         return [{k: v * np.float32(1 + 1e-4) for k, v in y.items()} for y in true(*args)]
 
-    monkeypatch.setattr(export_module, "_pytorch", off)
+    monkeypatch.setattr(references_module, "_pytorch", off)
     result = invoke("export", "--ckpt", "net.pth", "--out", "wrong.onnx")
     assert result.exit_code == 1
     assert "PyTorch" in result.stderr

@@ -190,7 +190,7 @@ def _typed(
     """The float16 graph, within its tolerance of the float32 one on seeded inputs."""
     import numpy as np
 
-    from vntools.pipeline.export import seeded_feeds
+    from vntools.pipeline.references import seeded_feeds
     from vntools.precision.fp16 import TOLERANCE, to_fp16
     from vntools.verify.compare import compare
     from vntools.verify.float32 import run_float32

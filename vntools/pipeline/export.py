@@ -7,14 +7,13 @@ __all__ = [
     "Exported",
     "SimplifyOptions",
     "export",
-    "seeded_feeds",
     "simplify",
 ]
 
 import gc
 import json
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,14 +28,14 @@ from vntools.base.artifacts import (
     seal_and_hash,
     sha256_file,
 )
-from vntools.base.errors import DataFault, InternalFault, about, first_three
+from vntools.base.errors import DataFault, about, first_three
 from vntools.base.provenance import version_of
 from vntools.base.tolerance import Tolerance
 from vntools.pipeline.listener import Listener, Stopwatch
+from vntools.pipeline.references import Source, make_references, seeded_feeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from numpy.typing import NDArray
     from torch import nn
 
     from vntools.export.graph import GraphStats
@@ -44,12 +43,7 @@ if TYPE_CHECKING:
     from vntools.models.checkpoint import Checkpoint
     from vntools.verify.compare import Comparison
 
-_BATCHES = (
-    1,
-    3,
-)  # a seeded input of each, where the batch is dynamic; the last is the largest
 _LARGEST_PROTOBUF = (1 << 31) - (1 << 20)  # bytes, with room for the graph
-_DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
 
 
 @dataclass(frozen=True)
@@ -158,11 +152,10 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
             opset = options.opset or DEFAULT_OPSET
             raw = trace(module, size, batch=options.batch, opset=opset)
         metadata = _metadata(checkpoint, options, digest.result())
-    sources = [_Source(raw, module)]
+    sources = [Source(raw, module)]
     del checkpoint, raw, module
-    target = _Target(
-        options.out, options.force, options.merge, deploy_name, samples_apart=True
-    )
+    name = deploy_name if options.merge else str
+    target = _Target(options.out, options.force, options.merge, name, samples_apart=True)
     return _finish(sources, target, metadata, phase)
 
 
@@ -189,7 +182,7 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
             "onnx.overridable",
             f"a caller may override {first_three(overridable)}; they are left alone",
         )
-    sources = [_Source(raw, None)]
+    sources = [Source(raw, None)]
     del raw
     with about(options.source):
         return _finish(sources, _Target(options.out, options.force), metadata, phase)
@@ -278,105 +271,8 @@ def _lambda_text(checkpoint: Checkpoint) -> str:
     return "assumed 1" if info.assumed else f"{info.value:g}"
 
 
-def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
-    """Seeded standard normal inputs of batch 3, and the first sample of them as batch 1.
-
-    Where the batch is fixed there is one input, of that batch. Other dynamic axes are 224
-    long.
-
-    Raises:
-        DataFault: ``onnx.shape``: an input has no type or rank.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    large: dict[str, NDArray[Any]] = {}
-    dynamic: set[str] = set()
-    for value in model.graph.inputs:
-        if value.is_initializer() or value.name is None:
-            continue
-        if value.shape is None or value.dtype is None:
-            raise DataFault("onnx.shape", f"input {value.name} has no type or rank")
-        dims = [d if isinstance(d, int) else _DYNAMIC_EXTENT for d in value.shape]
-        if dims and not isinstance(value.shape[0], int):
-            dims[0] = _BATCHES[-1]
-            dynamic.add(value.name)
-        large[value.name] = rng.standard_normal(dims).astype(value.dtype.numpy())
-    if not dynamic:
-        return [large]
-    return [
-        {name: x[:n] if name in dynamic else x for name, x in large.items()} for n in _BATCHES
-    ]
-
-
-def _pytorch(
-    module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]
-) -> list[dict[str, NDArray[Any]]]:
-    """PyTorch's own float32 forward of the module."""
-    import torch
-
-    with torch.inference_mode():
-        whole = {"logits": module(torch.from_numpy(feeds[-1]["input"])).numpy()}
-    return _for_each(whole, feeds)
-
-
-def _for_each(
-    whole: Mapping[str, NDArray[Any]], feeds: Sequence[Mapping[str, NDArray[Any]]]
-) -> list[dict[str, NDArray[Any]]]:
-    """Outputs for every feed, from those for the last: the others are its first samples.
-
-    True of a VanillaNet, whose operators all treat samples apart.
-    """
-    batches = [len(next(iter(feed.values()))) for feed in feeds]
-    return [{name: y[:n] for name, y in whole.items()} for n in batches]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A traced or loaded graph, and the module that it is of, if any."""
-
-    raw: ir.Model
-    module: nn.Module | None
-
-
-@dataclass(frozen=True)
-class _References:
-    """What the exported graph is held against, and how far from it the training graph is.
-
-    Attributes:
-        float64: outputs of the unsimplified graph for every feed.
-        pytorch: outputs of the module; None where there is none.
-        noise: the unsimplified graph in float32 against float64.
-    """
-
-    float64: list[dict[str, NDArray[Any]]]
-    pytorch: list[dict[str, NDArray[Any]]] | None
-    noise: Comparison
-
-
-def _references(
-    source: _Source, feeds: list[dict[str, NDArray[Any]]], *, samples_apart: bool
-) -> _References:
-    from vntools.verify.compare import compare
-    from vntools.verify.float32 import run_float32
-    from vntools.verify.float64 import evaluate
-
-    raw = source.raw
-    native = None if source.module is None else _pytorch(source.module, feeds)
-    if samples_apart:
-        want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
-    else:
-        want = [evaluate(raw.graph, feed) for feed in feeds]
-    try:
-        unsimplified = run_float32(raw, feeds[:1])
-    except InternalFault as e:  # not our doing: nothing was rewritten yet
-        raise DataFault("onnx.unsupported", e.message) from e
-    noise = compare([(unsimplified[0], want[0])], "the unsimplified graph")
-    return _References(want, native, noise)
-
-
 def _finish(
-    sources: list[_Source],
+    sources: list[Source],
     target: _Target,
     metadata: dict[str, str],
     phase: Stopwatch,
@@ -398,7 +294,7 @@ def _finish(
     merged = source.raw.clone()
     with _beside() as pool:
         references = pool.submit(
-            _references, source, feeds, samples_apart=target.samples_apart
+            make_references, source, feeds, samples_apart=target.samples_apart
         )
         del source
         with phase("merge") as advance:

@@ -1,0 +1,130 @@
+"""What an exported graph is held against, and how far from it the training graph is."""
+
+from __future__ import annotations
+
+__all__ = ["References", "Source", "make_references", "seeded_feeds"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vntools.base.errors import DataFault, InternalFault
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from vntools.verify.compare import Comparison
+
+_BATCHES = (1, 3)  # where the batch is dynamic; the last is the largest
+_DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
+
+
+@dataclass(frozen=True)
+class Source:
+    """A traced or loaded graph, and the module that it is of, if any."""
+
+    raw: ir.Model
+    module: nn.Module | None
+
+
+@dataclass(frozen=True)
+class References:
+    """What the exported graph is held against, and how far from it the training graph is.
+
+    Attributes:
+        float64: outputs of the unsimplified graph for every feed.
+        pytorch: outputs of the module; None where there is none.
+        noise: the unsimplified graph in float32 against float64.
+    """
+
+    float64: list[dict[str, NDArray[Any]]]
+    pytorch: list[dict[str, NDArray[Any]]] | None
+    noise: Comparison
+
+
+def make_references(
+    source: Source, feeds: list[dict[str, NDArray[Any]]], *, samples_apart: bool
+) -> References:
+    """The references of ``source`` for ``feeds``, in float64 and as PyTorch computes.
+
+    Args:
+        source: what they are of.
+        feeds: inputs by name, the largest batch last.
+        samples_apart: every operator treats the samples of a batch apart, so that the outputs
+            for the largest feed hold those for the others.
+
+    Raises:
+        DataFault: the graph cannot be evaluated or run as it came.
+        CheckFailed: its outputs are not finite, or zero.
+    """
+    from vntools.verify.compare import compare
+    from vntools.verify.float32 import run_float32
+    from vntools.verify.float64 import evaluate
+
+    raw = source.raw
+    native = None if source.module is None else _pytorch(source.module, feeds)
+    if samples_apart:
+        want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
+    else:
+        want = [evaluate(raw.graph, feed) for feed in feeds]
+    try:
+        unsimplified = run_float32(raw, feeds[:1])
+    except InternalFault as e:  # not our doing: nothing was rewritten yet
+        raise DataFault("onnx.unsupported", e.message) from e
+    noise = compare([(unsimplified[0], want[0])], "the unsimplified graph")
+    return References(want, native, noise)
+
+
+def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
+    """Seeded standard normal inputs of batch 3, and the first sample of them as batch 1.
+
+    Where the batch is fixed there is one input, of that batch. Other dynamic axes are 224
+    long.
+
+    Raises:
+        DataFault: ``onnx.shape``: an input has no type or rank.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    large: dict[str, NDArray[Any]] = {}
+    dynamic: set[str] = set()
+    for value in model.graph.inputs:
+        if value.is_initializer() or value.name is None:
+            continue
+        if value.shape is None or value.dtype is None:
+            raise DataFault("onnx.shape", f"input {value.name} has no type or rank")
+        dims = [d if isinstance(d, int) else _DYNAMIC_EXTENT for d in value.shape]
+        if dims and not isinstance(value.shape[0], int):
+            dims[0] = _BATCHES[-1]
+            dynamic.add(value.name)
+        large[value.name] = rng.standard_normal(dims).astype(value.dtype.numpy())
+    if not dynamic:
+        return [large]
+    return [
+        {name: x[:n] if name in dynamic else x for name, x in large.items()} for n in _BATCHES
+    ]
+
+
+def _pytorch(
+    module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[dict[str, NDArray[Any]]]:
+    """PyTorch's own float32 forward of the module."""
+    import torch
+
+    with torch.inference_mode():
+        whole = {"logits": module(torch.from_numpy(feeds[-1]["input"])).numpy()}
+    return _for_each(whole, feeds)
+
+
+def _for_each(
+    whole: Mapping[str, NDArray[Any]], feeds: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[dict[str, NDArray[Any]]]:
+    """Outputs for every feed, from those for the last: the others are its first samples.
+
+    True of a VanillaNet, whose operators all treat samples apart.
+    """
+    batches = [len(next(iter(feed.values()))) for feed in feeds]
+    return [{name: y[:n] for name, y in whole.items()} for n in batches]
