@@ -22,7 +22,6 @@ __all__ = [
     "compose",
     "identity",
     "macs",
-    "macs_of",
     "output_size",
     "parameters_of",
     "plan_compose",
@@ -143,15 +142,9 @@ def output_size(conv: AffineConv, size: tuple[int, ...]) -> tuple[int, ...]:
     )
 
 
-def macs_of(out_channels: int, in_per_group: int, taps: int, positions: int) -> int:
-    """Multiply-accumulates of a convolution that writes ``positions`` places per channel."""
-    return out_channels * in_per_group * taps * positions
-
-
 def macs(conv: AffineConv, *size: int) -> int:
     """Multiply-accumulates of one sample of spatial ``size`` (height, width for two axes)."""
-    places = math.prod(max(n, 0) for n in output_size(conv, size))
-    return macs_of(conv.out_channels, conv.weight.shape[1], math.prod(conv.kernel), places)
+    return conv.weight.size * math.prod(max(n, 0) for n in output_size(conv, size))
 
 
 def parameters_of(conv: AffineConv) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
 
+from tests.models.conftest import randomize
 from vntools.cli import vntools
 from vntools.models.arch import Architecture
 from vntools.models.vanillanet import VanillaNet
@@ -23,15 +23,7 @@ SMALL = Architecture("small", (16, 32, 64), (2, 1), num_classes=10, image_size=3
 
 def write_checkpoint(path: Path, arch: Architecture = SMALL, **changes: Any) -> Path:
     """A released-format checkpoint of seeded weights; ``changes`` are to its keys."""
-    draw = torch.Generator().manual_seed(0)
-    network = VanillaNet(arch)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=draw)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=draw)
-            module.get_buffer("running_mean").normal_(generator=draw)
-            module.get_buffer("running_var").uniform_(0.2, 2.0, generator=draw)
+    network = randomize(VanillaNet(arch))
     args = argparse.Namespace(
         model=arch.name,
         decay_epochs=100,

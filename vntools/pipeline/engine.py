@@ -88,12 +88,7 @@ class EngineBuilt:
         """As JSON."""
         record: dict[str, Any] = {"out": str(self.out), "engine": self.sidecar}
         if self.comparison is not None and self.tolerance is not None:
-            record["verify"] = {
-                "relative_l2": self.comparison.relative_l2,
-                "max_abs": self.comparison.max_abs,
-                "top1_agreement": self.comparison.top1_agreement,
-                "allowed": self.tolerance.max_relative_l2,
-            }
+            record["verify"] = self.comparison.to_record(self.tolerance)
         return {**record, "seconds": {k: round(v, 3) for k, v in self.seconds.items()}}
 
 

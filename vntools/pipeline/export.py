@@ -107,12 +107,7 @@ class Exported:
 
     def to_record(self) -> dict[str, Any]:
         """As JSON."""
-        verify = {
-            "relative_l2": self.comparison.relative_l2,
-            "max_abs": self.comparison.max_abs,
-            "top1_agreement": self.comparison.top1_agreement,
-            "allowed": self.tolerance.max_relative_l2,
-        }
+        verify = self.comparison.to_record(self.tolerance)
         if self.pytorch is not None:
             verify["pytorch_relative_l2"] = self.pytorch.relative_l2
         return {

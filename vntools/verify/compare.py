@@ -42,6 +42,15 @@ class Comparison:
     top1_agreement: float
     samples: int
 
+    def to_record(self, tolerance: Tolerance) -> dict[str, float]:
+        """As JSON, with what was allowed."""
+        return {
+            "relative_l2": self.relative_l2,
+            "max_abs": self.max_abs,
+            "top1_agreement": self.top1_agreement,
+            "allowed": tolerance.max_relative_l2,
+        }
+
     def require(self, tolerance: Tolerance, what: str) -> Comparison:
         """This comparison, if it is within ``tolerance``.
 
