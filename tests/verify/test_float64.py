@@ -151,6 +151,12 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "pointwise, three axes": ((2, 4, 2, 3, 4), (3, 4, 1, 1, 1), {}),
     "depthwise": ((2, 4, 9, 8), (4, 1, 7, 7), {"groups": 4, "pads": (3, 3, 3, 3)}),
     "depthwise, uneven": ((2, 3, 9, 8), (3, 1, 2, 3), {"groups": 3, "pads": (0, 1, 2, 0)}),
+    "depthwise, in tiles": (
+        (2, 35, 6, 37),
+        (35, 1, 3, 4),
+        {"groups": 35, "pads": (1, 2, 1, 1)},
+    ),
+    "depthwise, one tap": ((2, 3, 5, 5), (3, 1, 1, 1), {"groups": 3}),
     "depthwise, one channel": ((2, 1, 5, 5), (1, 1, 3, 3), {"pads": (1, 1, 1, 1)}),
     "depthwise, strided": ((2, 4, 9, 8), (4, 1, 3, 3), {"groups": 4, "strides": (2, 2)}),
     "depthwise, dilated": ((2, 4, 9, 8), (4, 1, 3, 3), {"groups": 4, "dilations": (2, 3)}),

@@ -20,7 +20,6 @@ _PACKAGES = (
     ("torch", "torch", "vntools export, train and bench --ckpt"),
     ("onnx", "onnx", "every command that reads or writes a graph"),
     ("onnx-ir", "onnx_ir", "vntools export and simplify"),
-    ("onnxscript", "onnxscript", "vntools export"),
     ("onnxsim", "onnxsim", "vntools export and simplify"),
     ("onnxruntime", "onnxruntime", "verification and vntools bench --onnx"),
     ("numpy", "numpy", "every command that reads or writes a graph"),

@@ -13,7 +13,7 @@ __all__ = [
 import gc
 import json
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,22 +28,20 @@ from vntools.base.artifacts import (
     seal_and_hash,
     sha256_file,
 )
-from vntools.base.errors import DataFault, about, first_three
+from vntools.base.errors import about, first_three
 from vntools.base.provenance import version_of
 from vntools.base.tolerance import Tolerance
 from vntools.pipeline.listener import Listener, Stopwatch
-from vntools.pipeline.references import Source, make_references, seeded_feeds
+from vntools.pipeline.references import Source, make_references, seeded_feeds, share_cores
+from vntools.pipeline.serialize import serialize
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from torch import nn
 
     from vntools.export.graph import GraphStats
     from vntools.export.rewrite import Rewrite, Skip
     from vntools.models.checkpoint import Checkpoint
     from vntools.verify.compare import Comparison
-
-_LARGEST_PROTOBUF = (1 << 31) - (1 << 20)  # bytes, with room for the graph
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,7 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
     require_file(options.ckpt)
     check_output(options.out, force=options.force, inputs=(options.ckpt,))
     phase = Stopwatch(listener)
+    share_cores()
     with _beside() as pool, _uncollected():
         digest = pool.submit(sha256_file, options.ckpt)
         with phase("load"):
@@ -166,6 +165,7 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
     require_file(options.source)
     check_output(options.out, force=options.force, inputs=(options.source,))
     phase = Stopwatch(listener)
+    share_cores()
     with phase("load"):
         raw, digest = load_onnx(options.source)
         name_nodes(raw.graph)
@@ -300,7 +300,7 @@ def _finish(
             if target.rename is not None:
                 rename(merged.graph, target.rename)
         after = stats(merged.graph)
-        data = _serialized(merged, metadata)
+        data = serialize(merged, metadata)
         del merged
         with phase("references"):
             known = references.result()
@@ -344,26 +344,6 @@ def _finish(
         metadata,
         phase.seconds(),
     )
-
-
-def _serialized(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a model; the same model gives the same bytes.
-
-    Raises:
-        DataFault: ``onnx.too_big``: beyond the 2 GiB that protobuf can hold.
-    """
-    import onnx_ir as ir
-
-    size = sum(
-        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value
-    )
-    if size >= _LARGEST_PROTOBUF:
-        raise DataFault(
-            "onnx.too_big", f"its weights take {size / 1e9:.1f} GB, protobuf holds 2"
-        )
-    model.metadata_props.clear()
-    model.metadata_props.update(metadata)
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
 
 
 def _write(file: IO[bytes], data: bytes) -> tuple[str, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["References", "Source", "make_references", "seeded_feeds"]
+__all__ = ["References", "Source", "make_references", "seeded_feeds", "share_cores"]
 
+import importlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from vntools.verify.compare import Comparison
 
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 _BATCHES = (1, 3)  # where the batch is dynamic; the last is the largest
 _DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
 
@@ -42,6 +46,31 @@ class References:
     float64: list[dict[str, NDArray[Any]]]
     pytorch: list[dict[str, NDArray[Any]]] | None
     noise: Comparison
+
+
+def share_cores() -> None:
+    """Give the references' matrix products one half of the cores, the passes' the other.
+
+    Both run at once, and OpenBLAS's threads spin where another one's product has their core.
+    It takes a number of threads when it is loaded and not later, so this does nothing where
+    numpy has been imported, or where the user has set a number.
+    """
+    if "numpy" in sys.modules or _BLAS_THREADS in os.environ:
+        return
+    os.environ[_BLAS_THREADS] = str(_half_of_the_cores())
+    importlib.import_module("numpy")
+    del os.environ[_BLAS_THREADS]
+
+
+def _half_of_the_cores() -> int:
+    return max(_cores() // 2, 1)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_references(
@@ -114,8 +143,13 @@ def _pytorch(
     """PyTorch's own float32 forward of the module."""
     import torch
 
-    with torch.inference_mode():
-        whole = {"logits": module(torch.from_numpy(feeds[-1]["input"])).numpy()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_half_of_the_cores())
+    try:
+        with torch.inference_mode():
+            whole = {"logits": module(torch.from_numpy(feeds[-1]["input"])).numpy()}
+    finally:
+        torch.set_num_threads(threads)
     return _for_each(whole, feeds)
 
 

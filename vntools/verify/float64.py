@@ -2,8 +2,8 @@
 
 Weights are widened one layer at a time and values are freed behind their last reader, so
 memory stays near that of the float32 model. Convolutions are done here: 1x1 as one matrix
-product over all samples, depthwise as shifted multiply-adds, others tap by tap. The remaining
-operators run through ONNX's reference implementation, with every float in float64.
+product over all samples, depthwise as products with band matrices, others tap by tap. The
+remaining operators run through ONNX's reference implementation, with every float in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from vntools.base.errors import DataFault
 from vntools.export.affine import Array
 from vntools.export.graph import ONNX_DOMAINS, constant, int_attribute, ints_attribute
 
-_THREADS = 2
+_TILE = 16  # places along a line that one product of a depthwise convolution writes
+_CHANNELS = 32  # done together there: few enough for a core's own cache
 _UNFOLDED_BYTES = 1 << 26
 _FLOATS = frozenset(
     (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -129,14 +129,16 @@ def _conv(node: ir.Node, inputs: list[Value | None]) -> Array:
     strides = ints_attribute(node, "strides") or (1,) * axes
     dilations = ints_attribute(node, "dilations") or (1,) * axes
     pads = _pads(node, x.shape[2:], w.shape[2:], strides, dilations)
-    if any(pads):
+    dense = axes == 2 and strides == dilations == (1, 1)
+    depthwise = dense and groups == w.shape[0] == x.shape[1]
+    if any(pads) and not depthwise:
         edges = [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)]
         x = np.pad(x, edges)
     if math.prod(w.shape[2:]) == 1 and groups == 1:
         window = tuple(slice(None, None, s) for s in strides)
         y = _pointwise(x[(slice(None), slice(None), *window)], w)
-    elif groups == w.shape[0] == x.shape[1] and axes == 2 and strides == dilations == (1, 1):
-        y = _depthwise(x, w)
+    elif depthwise:
+        y = _depthwise(x, w, pads)
     else:
         y = _tapwise(x, w, strides, dilations, groups)
     bias = inputs[2] if len(inputs) > 2 else None
@@ -178,29 +180,40 @@ def _pointwise(x: Array, w: Value) -> Array:
     return y.reshape(-1, n, math.prod(places)).transpose(1, 0, 2).reshape(n, -1, *places)
 
 
-def _depthwise(x: Array, w: Value) -> Array:
-    """A dense depthwise convolution of padded x (n, c, h, w) at stride 1.
+def _depthwise(x: Array, w: Value, pads: tuple[int, ...]) -> Array:
+    """A dense depthwise convolution of x (n, c, h, w) at stride 1, as matrix products.
 
-    A plane is one row of memory: tap (i, j) is the same row, shifted by i w + j, and einsum
-    multiplies and adds row by row. The last k - 1 columns of each line hold what wrapped
-    around, and are cut off at the end.
+    Along a line the kernel is a band matrix: row i of it takes a tile of the padded line,
+    (k - 1) wider than its result, to that result. One product does so for all lines of all
+    samples of a channel, and the products of the kernel's rows are added. What straddles two
+    samples is cut off at the end.
     """
     n, c, height, width = x.shape
     kh, kw = w.shape[2:]
-    oh, ow = height - kh + 1, width - kw + 1
-    flat = np.ascontiguousarray(x).reshape(n, c, height * width)
-    span = height * width - (kh - 1) * width - kw + 1
-    step = flat.itemsize
-    shifts = (*flat.strides[:2], width * step, step, step)
-    rows = np.lib.stride_tricks.as_strided(flat, (n, c, kh, kw, span), shifts, writeable=False)
-    out = np.empty((n, c, oh * width))
-
-    def work(part: slice) -> None:
-        np.einsum("cij,ncijp->ncp", w[part, 0], rows[:, part], out=out[:, part, :span])
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(work, (slice(None, c // 2), slice(c // 2, None))))
-    return out.reshape(n, c, oh, width)[:, :, :, :ow]
+    top, left, bottom, right = pads
+    lines, columns = height + top + bottom, width + left + right
+    oh, ow = lines - kh + 1, columns - kw + 1
+    tile = min(ow, _TILE)
+    out = np.empty((c, n, oh, ow))
+    padded = np.zeros((_CHANNELS, n, lines, columns))
+    bands = np.zeros((_CHANNELS, kh, tile + kw - 1, tile))
+    for start in range(0, c, _CHANNELS):
+        part = slice(start, start + _CHANNELS)
+        m = len(w[part])
+        padded[:m, :, top : top + height, left : left + width] = x[:, part].swapaxes(0, 1)
+        for j in range(tile):
+            bands[:m, :, j : j + kw, j] = w[part, 0]
+        tall = padded[:m].reshape(m, n * lines, columns)
+        for at in range(0, ow, tile):
+            wide = min(tile, ow - at)
+            taken, reach = n * lines - kh + 1, wide + kw - 1
+            y = np.zeros((m, n * lines, wide))
+            for i in range(kh):
+                y[:, :taken] += (
+                    tall[:, i : i + taken, at : at + reach] @ bands[:m, i, :reach, :wide]
+                )
+            out[part, :, :, at : at + wide] = y.reshape(m, n, lines, wide)[:, :, :oh]
+    return out.swapaxes(0, 1)
 
 
 def _tapwise(
@@ -250,9 +263,8 @@ def _batch_normalization(node: ir.Node, inputs: list[Value | None]) -> Array:
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     column = (1, -1) + (1,) * (x.ndim - 2)
     scale = gamma / np.sqrt(var + epsilon)
-    y = x - mean.reshape(column)
-    y *= scale.reshape(column)
-    y += beta.reshape(column)
+    y = x * scale.reshape(column)
+    y += (beta - mean * scale).reshape(column)
     return y
 
 
