@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench-export clean
+.PHONY: demo test check bench-export compare-tools clean
 
 demo: .venv/ready-demo
 	$(BIN)/vntools demo
@@ -22,6 +22,10 @@ check: .venv/ready-dev
 
 bench-export: .venv/ready-test
 	$(BIN)/python docs/bench_export.py
+
+compare-tools: .venv/ready-compare
+	$(BIN)/python docs/compare_tools.py
+	$(BIN)/python docs/compare_tools.py --write-docs
 
 clean:
 	rm -rf .venv build .pytest_cache .ruff_cache .hypothesis

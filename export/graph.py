@@ -1,4 +1,4 @@
-"""Reading an ONNX graph: constants, uses, symbolic shapes, convolutions, and costs."""
+"""Reading an ONNX graph: constants, uses, symbolic shapes, and costs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ __all__ = [
     "ONNX_DOMAINS",
     "GraphStats",
     "constant",
-    "convolution",
     "int_attribute",
     "is_data",
+    "is_float",
     "ints_attribute",
     "is_op",
     "only_consumer",
-    "operands",
-    "parameters",
     "remove_dead",
     "spatial_size",
     "stats",
@@ -27,29 +25,41 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vntools.export.affine import AffineConv, Refused
+if TYPE_CHECKING:
+    import onnx
 
 ONNX_DOMAINS = ("", "ai.onnx")
-_CONSTANT_FOLDABLE = frozenset(
+_NEWEST_OPSET = 20  # of a subgraph, which does not say
+# Operators that are no function of their inputs, or whose result may be far larger than they.
+_NEVER_FOLDED = frozenset(
     (
-        *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Reciprocal", "Cast", "Identity"),
-        *("Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Reshape", "Slice"),
-        *("Squeeze", "Transpose", "Unsqueeze", "Constant", "Shape", "CastLike"),
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+        *("RandomUniformLike", "Dropout", "QuantizeLinear", "DequantizeLinear", "If", "Loop"),
+        *("Scan", "SequenceMap", "Tile", "Resize", "Upsample", "Range", "Pad", "OneHot"),
     )
 )
 # Above this many elements a folded constant is no scalar, shape or channel vector but a weight
 # that somebody computes in the graph; such weights stay small in practice, and the bound keeps
 # a hostile Expand from filling the memory.
 _LARGEST_FOLDED = 1 << 26
+_FLOATS = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+)
 _DEEPEST_FOLD = 32  # nodes above each other; sub-graphs of constants are shallow
 _LONGEST_SHAPE = 64  # entries; tensors have far fewer axes
 _LARGEST_SMALL = 256
+_LARGEST_MATRICES_BYTES = 256 << 20
+_OF_DATA = "vntools.of_data"  # what is kept with a value
+_KEEPS_SYMBOLS = ("Cast", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")
 
 _Symbols = dict[ir.Value, list[int | str] | None]
 _Memo = tuple[_Symbols, dict[ir.Value, NDArray[Any] | None]]
@@ -58,6 +68,11 @@ _Memo = tuple[_Symbols, dict[ir.Value, NDArray[Any] | None]]
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether ``node`` is one of ``op_types`` of the ONNX domain itself."""
     return node is not None and node.domain in ONNX_DOMAINS and node.op_type in op_types
+
+
+def is_float(dtype: ir.DataType | None) -> bool:
+    """Whether a type is one that networks compute in: float16, bfloat16, float32, float64."""
+    return dtype in _FLOATS
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -80,13 +95,52 @@ def _fold(
         return value.const_value.numpy()
     if value not in memo:
         node = value.producer()
-        foldable = node is not None and is_op(node, *_CONSTANT_FOLDABLE)
         memo[value] = (
-            _fold_node(node, memo, depth - 1)
-            if foldable and node is not None and len(node.outputs) == 1
-            else None
+            None if node is None or _of_data(value) else _fold_node(node, memo, depth - 1)
         )
     return memo[value]
+
+
+def _of_data(value: ir.Value) -> bool:
+    """Whether an input of the graph, or a node that is never folded, goes into ``value``.
+
+    The answer is kept with the value: no rewriting makes data of a constant, or a constant of
+    data. So a network of any depth is walked through once.
+    """
+    path = [(value, iter(_sources(value)))]
+    while path:
+        at, sources = path[-1]
+        known = at.meta.get(_OF_DATA)
+        if known is None:
+            known = _is_source_of_data(at)
+            below = None if known else next(sources, None)
+            if below is not None:
+                path.append((below, iter(_sources(below))))
+                continue
+        at.meta[_OF_DATA] = known
+        if known:
+            for above, _ in path:
+                above.meta[_OF_DATA] = True
+            break
+        path.pop()
+    return bool(value.meta[_OF_DATA])
+
+
+def _sources(value: ir.Value) -> list[ir.Value]:
+    """The inputs of a value's node by whose contents it is made."""
+    node = value.producer()
+    if node is None or node.op_type == "Shape":
+        return []
+    inputs = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+    return [v for v in inputs if v is not None]
+
+
+def _is_source_of_data(value: ir.Value) -> bool:
+    node = value.producer()
+    if value.is_graph_input() or node is None:
+        return value.is_graph_input() or value.const_value is None
+    known = node.domain in ONNX_DOMAINS and node.op_type not in _NEVER_FOLDED
+    return not known or len(node.outputs) > 1
 
 
 def _fold_node(
@@ -103,10 +157,52 @@ def _fold_node(
         if array is None or like is None or like.dtype is None:
             return None
         return array.astype(like.dtype.numpy())
+    if node.op_type in ("Gather", "Slice"):
+        picked = _picked(node, memo, depth)
+        if picked is not None:
+            return picked
     arrays = [None if v is None else _fold(v, memo, depth) for v in node.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
         return None
     return _evaluate(node, arrays)
+
+
+def _picked(
+    node: ir.Node, memo: dict[ir.Value, NDArray[Any] | None], depth: int
+) -> NDArray[Any] | None:
+    """Static extents that a node picks from a shape of which others are dynamic."""
+    dims = _symbols(node.inputs[0], ({}, memo), depth)
+    if node.op_type == "Slice":
+        part = None if dims is None else _sliced(node, dims, memo, depth)
+        fixed = part is not None and all(isinstance(d, int) for d in part)
+        return np.array(part, np.int64) if fixed else None
+    places = _fold(node.inputs[1], memo, depth)
+    if places is None or dims is None or places.size > _LONGEST_SHAPE:
+        return None
+    if any(not -len(dims) <= i < len(dims) for i in places.reshape(-1)):
+        return None
+    found = [dims[int(i)] for i in places.reshape(-1)]
+    if not all(isinstance(d, int) for d in found):
+        return None
+    return np.array(found, np.int64).reshape(places.shape)
+
+
+def _sliced(
+    node: ir.Node,
+    dims: list[int | str],
+    memo: dict[ir.Value, NDArray[Any] | None],
+    depth: int,
+) -> list[int | str] | None:
+    """What a Slice-13 takes of a vector."""
+    given = [None if v is None else _fold(v, memo, depth) for v in node.inputs[1:]]
+    missing = any(
+        a is None and v is not None for a, v in zip(given, node.inputs[1:], strict=True)
+    )
+    if missing or len(given) < 2:
+        return None
+    numbers = [1 if a is None else int(a.reshape(-1)[0]) for a in given if a is None or a.size]
+    step = numbers[3] if len(given) == 4 and len(numbers) == 4 else 1
+    return dims[numbers[0] : numbers[1] : step] if step > 0 else None
 
 
 def _constant_attribute(node: ir.Node) -> NDArray[Any] | None:
@@ -131,18 +227,33 @@ def _evaluate(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any] 
     extents = (max(map(abs, dims)) for dims in itertools.zip_longest(*shapes, fillvalue=1))
     if math.prod(extents) > _LARGEST_FOLDED:  # more than broadcasting them can make
         return None
-    graph = node.graph
-    version = node.version or (graph.opset_imports.get("") if graph is not None else None)
-    evaluator = ReferenceEvaluator(
-        ir.serde.serialize_node(node), opsets={"": version} if version else None
-    )
     feeds = {
         v.name: a
         for v, a in zip(node.inputs, arrays, strict=True)
         if v is not None and v.name is not None and a is not None
     }
-    (result,) = evaluator.run(None, feeds)
+    try:
+        (result,) = ReferenceEvaluator(_model_of(node)).run(None, feeds)
+    except Exception:  # noqa: BLE001 - the reference lacks the operator in this form
+        return None
     return np.asarray(result)
+
+
+def _model_of(node: ir.Node) -> onnx.ModelProto:
+    """A node as a model of its own, at the opset that it is of."""
+    import onnx
+
+    graph = node.graph
+    imports = dict(graph.opset_imports) if graph is not None else {}
+    version = node.version or imports.get("", imports.get("ai.onnx"))
+    made = onnx.helper.make_graph(
+        [ir.serde.serialize_node(node)],
+        "node",
+        [onnx.ValueInfoProto(name=v.name) for v in node.inputs if v is not None],
+        [onnx.ValueInfoProto(name=v.name) for v in node.outputs],
+    )
+    opsets = [onnx.helper.make_opsetid("", version or _NEWEST_OPSET)]
+    return onnx.helper.make_model(made, opset_imports=opsets)
 
 
 def _shape_slice(node: ir.Node) -> list[int | str] | None:
@@ -194,11 +305,15 @@ def _node_symbols(node: ir.Node | None, memo: _Memo, depth: int) -> list[int | s
             return None
         parts = [_symbols(v, memo, depth) for v in node.inputs]
         return None if any(p is None for p in parts) else [d for p in parts for d in p or ()]
+    if node.op_type not in _KEEPS_SYMBOLS:
+        return None
     source = _symbols(node.inputs[0], memo, depth)
     if source is None:
         return None
     if node.op_type in ("Squeeze", "Unsqueeze", "Cast", "Identity"):
         return source
+    if node.op_type == "Slice":
+        return _sliced(node, source, memo[1], depth)
     at = _symbols(node.inputs[1], memo, depth) if len(node.inputs) > 1 else None
     if node.op_type == "Reshape":
         return source if at in ([-1], [1]) else None
@@ -220,12 +335,6 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
     return node if producer is None or node.graph is producer.graph else None
 
 
-def operands(node: ir.Node, *indices: int) -> list[NDArray[Any]] | None:
-    """Constant inputs of a node by position, or None where one of them is not constant."""
-    arrays = [constant(node.inputs[i]) if i < len(node.inputs) else None for i in indices]
-    return None if any(a is None for a in arrays) else [a for a in arrays if a is not None]
-
-
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute, or its default."""
     return node.attributes[name].as_int() if name in node.attributes else default
@@ -234,58 +343,6 @@ def int_attribute(node: ir.Node, name: str, default: int) -> int:
 def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...] | None:
     """An attribute that is a list of integers, or None where it is absent."""
     return tuple(node.attributes[name].as_ints()) if name in node.attributes else None
-
-
-def convolution(node: ir.Node, *, weights: bool = True) -> AffineConv:
-    """A Conv node with constant weights as a value, in float64.
-
-    With ``weights=False`` only the geometry and the bias are read; the weight is then a view
-    of a single zero with the right shape, which costs no memory.
-
-    Raises:
-        Refused: a weight is no constant, the padding depends on the input's size, or the
-            attributes are none that a convolution can have here (negative pads).
-    """
-    held = node.inputs[1]
-    weight: NDArray[Any] | None
-    if (
-        not weights
-        and held is not None
-        and held.const_value is not None
-        and held.producer() is None
-    ):
-        tensor = held.const_value
-        weight = np.broadcast_to(np.zeros((), tensor.dtype.numpy()), tensor.shape.numpy())
-        weight = None if held.is_graph_input() else weight
-    else:
-        weight = constant(held)
-    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-    bias = constant(node.inputs[2]) if has_bias else None
-    if weight is None or (has_bias and bias is None):
-        raise Refused("its weight or bias is not constant")
-    if weight.dtype.name not in ("float32", "float64"):
-        raise Refused(f"its weights are {weight.dtype}, not float32")
-    padding = node.attributes.get("auto_pad")
-    mode = padding.as_string() if padding is not None else "NOTSET"
-    if mode not in ("NOTSET", "VALID"):
-        raise Refused(f"auto_pad={mode} depends on the input's size")
-    try:
-        return AffineConv.of(
-            weight if weights else np.broadcast_to(np.float64(0), weight.shape),
-            bias,
-            strides=ints_attribute(node, "strides"),
-            pads=ints_attribute(node, "pads") if mode == "NOTSET" else None,
-            dilations=ints_attribute(node, "dilations"),
-            groups=int_attribute(node, "group", 1),
-        )
-    except ValueError as e:
-        raise Refused(str(e)) from e
-
-
-def parameters(node: ir.Node) -> int:
-    """Number of weights and biases that a Conv node holds."""
-    held = [v.const_value for v in node.inputs[1:3] if v is not None]
-    return sum(math.prod(t.shape.numpy()) for t in held if t is not None)
 
 
 def spatial_size(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:
@@ -308,20 +365,30 @@ def unique_name(graph: ir.Graph, wanted: str) -> str:
     return name
 
 
-def remove_dead(graph: ir.Graph, value: ir.Value | None) -> None:
-    """Remove what only ever made ``value``, nodes and initializers, if nothing reads it."""
-    if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
-        return
-    if value.is_initializer():
-        del graph.initializers[value.name]  # pyright: ignore[reportArgumentType]
-        return
-    node = value.producer()
-    if node is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
-        return
-    inputs = tuple(node.inputs)
-    graph.remove(node, safe=True)
-    for source in inputs:
-        remove_dead(graph, source)
+def remove_dead(graph: ir.Graph, *values: ir.Value | None) -> None:
+    """Remove what only ever made ``values``, nodes and initializers, if nothing reads them."""
+    todo = list(values)
+    held: dict[ir.Value, None] = {}  # looked at once, at last: thousands may have read one
+    while todo:
+        value = todo.pop()
+        if value is None or value.is_graph_output() or value.is_graph_input():
+            continue
+        if value.is_initializer():
+            held[value] = None
+            continue
+        if value.uses():
+            continue
+        node = value.producer()
+        if node is None or node.graph is not graph:
+            continue
+        if any(v.uses() or v.is_graph_output() for v in node.outputs):
+            continue
+        todo += node.inputs
+        graph.remove(node, safe=True)
+    for value in held:
+        owner = value.graph or graph
+        if not value.uses() and value.name is not None and value.name in owner.initializers:
+            del owner.initializers[value.name]
 
 
 @dataclass(frozen=True)
@@ -418,19 +485,30 @@ def _node_macs(node: ir.Node) -> int | None:
     return 0
 
 
-def without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+def without_weights(
+    model: ir.Model, *, keep_matrices: bool = False
+) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
     """A copy of ``model`` whose large initializers are inputs, and those initializers by name.
 
     Other libraries then work on a graph of a few kilobytes and copy no weight. Constants of up
     to 256 elements (axes, shapes, scalars) stay, and so may take part in folding; initializers
-    that are inputs too have no fixed value, so they lend theirs at any size.
+    that are inputs too have no fixed value, so they lend theirs at any size. With
+    ``keep_matrices`` vectors and matrices stay as well, while all of them take at most 256 MB:
+    a MatMul and an Add become one Gemm only where their constants are seen.
     """
     light, held = model.clone(), dict[str, ir.TensorProtocol]()
+    small = [
+        v.const_value.nbytes
+        for v in light.graph.initializers.values()
+        if v.const_value is not None and len(v.const_value.shape) <= 2
+    ]
+    kept_rank = 2 if keep_matrices and sum(small) <= _LARGEST_MATRICES_BYTES else -1
     for name, value in list(light.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or value.is_graph_output():
             continue
-        if value.is_graph_input() or math.prod(tensor.shape.numpy()) > _LARGEST_SMALL:
+        large = math.prod(tensor.shape.numpy()) > _LARGEST_SMALL
+        if value.is_graph_input() or (large and len(tensor.shape) > kept_rank):
             held[name] = tensor
             del light.graph.initializers[name]
             value.const_value = None

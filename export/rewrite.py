@@ -10,12 +10,7 @@ __all__ = [
     "Skip",
     "apply_passes",
     "discover",
-    "exact",
-    "materialize",
-    "probe_error",
-    "probed_channels",
     "rewrite_model",
-    "set_convolution",
     "take_over",
 ]
 
@@ -24,20 +19,13 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from vntools.base.errors import DataFault, InternalFault, VntoolsError, printable
-from vntools.export.affine import AffineConv, Array, apply, channels_of
-from vntools.export.graph import constant, convolution, remove_dead, unique_name
-
-_EXACT = "vntools.exact"  # key of Node.meta: what makes a convolution's value before the cast
-_PROBED_CHANNELS = 64
+from vntools.base.errors import InternalFault, VntoolsError, printable
 
 
 @dataclass(frozen=True)
@@ -89,11 +77,11 @@ Record = Rewrite | Skip
 class GraphPass(ABC):
     """A rewriting of the top-level graph, in place.
 
-    A pass is a frozen dataclass in a file of ``export/passes`` named as it is (``merge-convs``
-    in ``merge_convs.py``); its options are fields. Applied twice it changes nothing more; it
-    keeps names, shapes and types of the graph's inputs and outputs, never changes a shared
-    constant in place, and never reaches across a second reader, a graph output, a subgraph or
-    a foreign domain.
+    A pass is a frozen dataclass in a file of ``export/passes`` named as it is
+    (``collapse-linear`` in ``collapse_linear.py``); its options are fields. Applied twice it
+    changes nothing more; it keeps names, shapes and types of the graph's inputs and outputs,
+    never changes a shared constant in place, and never reaches across a second reader, a graph
+    output, a subgraph or a foreign domain.
     """
 
     name: ClassVar[str]
@@ -151,13 +139,11 @@ def apply_passes(
 ) -> Applied:
     """Run ``passes`` (default: all that are found) over ``graph`` in place.
 
-    Weights are cast to the graph's type at the end, once. ``advance`` is called with each
-    record's rule as it comes.
+    ``advance`` is called with each record's rule as it comes.
 
     Raises:
         InternalFault: ``pass.failed``; the message names the pass and those that ran before
             it.
-        DataFault: ``merge.overflow``, where a merged weight leaves the range of its type.
     """
     applied, done = Applied(), []
     for p in discover() if passes is None else passes:
@@ -178,9 +164,6 @@ def apply_passes(
                 hint="rerun with --debug and report it",
             ) from e
         done.append(p.name)
-    for node in graph:
-        materialize(node)
-        node.meta.pop(_EXACT, None)
     return applied
 
 
@@ -200,135 +183,6 @@ def rewrite_model(
     if not applied.rewrites:
         return data, applied
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True), applied
-
-
-def exact(node: ir.Node, channels: NDArray[np.intp] | None = None) -> Callable[[], AffineConv]:
-    """What makes a Conv node's float64 value: as an earlier rewrite left it, before any cast.
-
-    The value outlives the node's own weights, and is made anew at each call. With ``channels``
-    it has only those output channels (as :func:`vntools.export.affine.channels_of`).
-
-    Raises:
-        Refused: as :func:`vntools.export.graph.convolution`.
-    """
-    thunk: Callable[[], AffineConv] | None = node.meta.get(_EXACT)
-    if thunk is not None:
-        return thunk if channels is None else lambda: channels_of(thunk(), channels)
-    shape, weight = convolution(node, weights=False), constant(node.inputs[1])
-    assert weight is not None
-    if channels is not None:
-        shape = channels_of(shape, channels)
-        weight = weight[channels] if shape.groups == 1 else weight
-    return lambda: replace(shape, weight=weight.astype(np.float64))
-
-
-def set_convolution(node: ir.Node, exact: Callable[[], AffineConv], shape: AffineConv) -> None:
-    """Give a Conv node new weights, bias and attributes: those of what ``exact`` makes.
-
-    ``shape`` has its geometry and bias. The float64 value is made anew whenever it is needed,
-    so that a later rewrite starts from it and not from a rounded copy, and is held for one
-    node at a time; the one cast is made when the passes are done, or by :func:`materialize`.
-    New initializers are made: others may share the old ones.
-    """
-    graph, weight = node.graph, node.inputs[1]
-    assert isinstance(graph, ir.Graph)
-    assert weight is not None
-    dtype = ir.DataType.DOUBLE if weight.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
-    stem = (weight.name or node.name or "conv").removesuffix(".weight")
-    old = tuple(node.inputs[1:])
-    node.resize_inputs(1)
-    for value in old:
-        remove_dead(graph, value)
-    node.resize_inputs(3)
-    weight_tensor = ir.LazyTensor(
-        lambda: ir.tensor(_cast(exact().weight, dtype, node)),
-        dtype,
-        ir.Shape(shape.weight.shape),
-    )
-    bias_tensor = ir.tensor(_cast(shape.bias, dtype, node))
-    for i, (part, tensor) in enumerate(
-        (("weight", weight_tensor), ("bias", bias_tensor)), start=1
-    ):
-        value = ir.Value(
-            name=unique_name(graph, f"{stem}.{part}"),
-            shape=ir.Shape(tensor.shape.numpy()),
-            type=ir.TensorType(dtype),
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-        node.replace_input_with(i, value)
-    node.meta[_EXACT] = exact
-    node.attributes.pop("auto_pad", None)
-    for name, numbers in (
-        ("kernel_shape", shape.kernel),
-        ("strides", shape.strides),
-        ("pads", shape.pads),
-        ("dilations", shape.dilations),
-    ):
-        node.attributes[name] = ir.AttrInt64s(name, numbers)
-    node.attributes["group"] = ir.AttrInt64("group", shape.groups)
-
-
-def materialize(node: ir.Node, value: AffineConv | None = None) -> None:
-    """Cast what :func:`set_convolution` gave a Conv node, now; ``value`` if it is at hand.
-
-    Raises:
-        DataFault: ``merge.overflow``, where a weight leaves the range of the graph's type.
-    """
-    thunk: Callable[[], AffineConv] | None = node.meta.get(_EXACT)
-    weight = node.inputs[1] if thunk is not None else None
-    if thunk is None or weight is None or not isinstance(weight.const_value, ir.LazyTensor):
-        return
-    array = (value or thunk()).weight
-    weight.const_value = ir.tensor(
-        _cast(array, weight.const_value.dtype, node), name=weight.name
-    )
-
-
-def _cast(array: Array, dtype: ir.DataType, node: ir.Node) -> NDArray[Any]:
-    with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(array, dtype.numpy())
-    ends = narrow.min(initial=0), narrow.max(initial=0)
-    if not np.isfinite(ends).all() and np.isfinite(array).all():
-        raise DataFault(
-            "merge.overflow", f"the merged weights of {node.name} overflow {dtype.name}"
-        )
-    return narrow
-
-
-def probed_channels(conv: AffineConv, name: str) -> NDArray[np.intp]:
-    """Output channels of an ungrouped convolution to evaluate: all, or 64 drawn by ``name``.
-
-    They do not depend on one another, so a part of them is a fair sample; a grouped
-    convolution is evaluated whole.
-    """
-    if conv.groups > 1 or conv.out_channels <= _PROBED_CHANNELS:
-        return np.arange(conv.out_channels)
-    drawn = _seeded(name).choice(conv.out_channels, _PROBED_CHANNELS, replace=False)
-    return np.sort(drawn)
-
-
-def probe_error(before: Callable[[Array], Array], after: AffineConv, *, name: str) -> float:
-    """Largest difference between a region and its replacement on a seeded random input.
-
-    The input is as small as the kernel allows with two places along each axis, so every tap
-    and both borders take part. The difference is relative to the largest output.
-    """
-    size = [
-        max(after.reach(a) + 1 - sum(after.pad(a)), 1) + after.strides[a]
-        for a in range(after.axes)
-    ]
-    x = _seeded(name).standard_normal((1, after.in_channels, *size))
-    want, got = before(x), apply(after, x)
-    if want.shape != got.shape:
-        return float("inf")
-    scale = float(np.abs(want).max(initial=0.0))
-    error = float(np.abs(want - got).max(initial=0.0))
-    return error if scale == 0 else error / scale
-
-
-def _seeded(name: str) -> np.random.Generator:
-    return np.random.default_rng(list(name.encode("utf-8", "replace")))
 
 
 def take_over(value: ir.Value, old: ir.Value) -> None:

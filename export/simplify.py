@@ -21,10 +21,12 @@ def tidy(model: ir.Model) -> ir.Model:
     """
     import onnxsim
 
-    light, held = without_weights(model)
+    light, held = without_weights(model, keep_matrices=True)
     try:
         proto, _ = onnxsim.simplify(
-            ir.serde.serialize_model(light), skip_fuse_bn=True, initializers_as_constants=True
+            ir.serde.serialize_model(light),
+            skip_fuse_bn=True,
+            initializers_as_constants=True,
         )
     except Exception as e:
         raise InternalFault(

@@ -28,7 +28,7 @@ class ReluBeforeMaxPool(GraphPass):
     """
 
     name: ClassVar[str] = "relu-before-maxpool"
-    after: ClassVar[tuple[str, ...]] = ("merge-convs",)
+    after: ClassVar[tuple[str, ...]] = ("collapse-linear",)
 
     def rewrite(self, graph: ir.Graph) -> Iterator[Record]:
         """Move every such Relu in front of its MaxPool."""

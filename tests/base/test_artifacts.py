@@ -17,7 +17,9 @@ import pytest
 
 from vntools.base.artifacts import (
     check_output,
+    data_path,
     published,
+    published_with_data,
     read_input,
     read_sidecar,
     require_file,
@@ -441,3 +443,67 @@ def test_the_longest_names_work(tmp_path: Path) -> None:
     for name in ("n" * 255, "ä" * 127):
         publish(tmp_path / name, b"data")
         assert (tmp_path / name).read_bytes() == b"data"
+
+
+# ------------------------------------------------------------------- a model and its weights
+
+
+def publish_two(path: Path, model: bytes, data: bytes, *, force: bool = False) -> None:
+    """As a large model is written: its seal at the end, the weights' digest within."""
+    whole = model + sha256_bytes(data).encode()
+    with published_with_data(path, force=force, size_hint=len(data)) as (f, g):
+        g.write(data)
+        f.write(whole + seal(whole))
+
+
+def test_a_model_and_its_weights_appear_together(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    publish_two(path, b"model", b"weights")
+    assert names(tmp_path) == ["m.onnx", "m.onnx.data"]
+    assert data_path(path).read_bytes() == b"weights"
+    publish_two(path, b"model", b"other weights")  # both are ours: no force
+    assert data_path(path).read_bytes() == b"other weights"
+
+
+def test_after_an_error_neither_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with pytest.raises(KeyError), published_with_data(path, force=False) as (f, g):
+        f.write(b"1")
+        g.write(b"2")
+        raise KeyError
+    assert names(tmp_path) == []
+
+
+def test_weights_of_somebody_else_stay(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    data_path(path).write_bytes(b"theirs")
+    with pytest.raises(CannotCreate, match="did not write it"):
+        publish_two(path, b"model", b"weights")
+    assert data_path(path).read_bytes() == b"theirs"
+    assert names(tmp_path) == ["m.onnx.data"]
+    publish_two(path, b"model", b"weights", force=True)
+    assert data_path(path).read_bytes() == b"weights"
+
+
+def test_weights_go_where_the_model_that_is_linked_lies(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "m.onnx"
+    link.symlink_to(tmp_path / "real" / "n.onnx")
+    publish_two(link, b"model", b"weights")
+    assert names(tmp_path / "real") == ["n.onnx", "n.onnx.data"]
+
+
+def test_a_model_that_cannot_be_placed_takes_its_weights_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.link
+
+    def refuse(source: Path, target: Path) -> None:
+        if target.suffix == ".onnx":
+            raise FileExistsError
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(CannotCreate, match="appeared"):
+        publish_two(tmp_path / "m.onnx", b"model", b"weights")
+    assert names(tmp_path) == []

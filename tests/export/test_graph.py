@@ -10,14 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from tests.graphs import graph, parsed
-from vntools.export.affine import Refused
 from vntools.export.graph import (
     constant,
-    convolution,
     is_data,
     is_op,
     only_consumer,
-    operands,
     remove_dead,
     spatial_size,
     stats,
@@ -94,8 +91,6 @@ def test_what_a_caller_may_override_is_not_constant() -> None:
     assert constant(model.graph.initializers["w"]) is None
     assert constant(output(model, "a")) is None
     assert constant(None) is None
-    assert operands(model.graph[0], 0) is None
-    assert operands(model.graph[0], 5) is None
 
 
 SHAPES: dict[str, tuple[str, list[int | str] | None]] = {
@@ -143,31 +138,11 @@ def test_who_reads_a_value_alone() -> None:
     assert alone == {"a": "Cos", "c": "Neg", "f": "Tan"}
 
 
-def test_a_convolution_as_a_value() -> None:
-    model = graph(
-        "(float[n,4,9,9] x) => (float[n,h,i,j] y) <float[6,2,3,2] W, float[6] b>"
-        "{ y = Conv<group=2, pads=[1,0,2,1], strides=[2,1], dilations=[1,3]>(x, W, b) }"
-    )
-    conv = convolution(model.graph[0])
-    assert (conv.groups, conv.pads) == (2, (1, 0, 2, 1))
-    assert (conv.strides, conv.dilations) == ((2, 1), (1, 3))
-    held = model.graph.initializers["W"].const_value
-    assert held is not None
-    assert conv.weight.dtype == np.float64
-    assert np.array_equal(conv.weight, held.numpy())
-    shape = convolution(model.graph[0], weights=False)
-    assert shape.weight.shape == conv.weight.shape
-    assert shape.weight.strides == (0, 0, 0, 0), "a view of one zero"
-    assert np.array_equal(shape.bias, conv.bias)
-    assert spatial_size(model.graph.inputs[0], 2) == (9, 9)
-    assert spatial_size(model.graph.inputs[0], 3) is None
-
-
-@pytest.mark.parametrize("weights", [True, False])
-def test_a_convolution_that_is_no_value(weights: bool) -> None:
-    model = graph("(float[n,4,9] x, float[4,4,1] W) => (float[n,4,9] y) { y = Conv(x, W) }")
-    with pytest.raises(Refused, match="not constant"):
-        convolution(model.graph[0], weights=weights)
+def test_the_spatial_size_of_a_value() -> None:
+    model = graph("(float[n,4,9,w] x, float[n,4,9] z) => (float[n,4,9,w] y) { y = Relu(x) }")
+    assert spatial_size(model.graph.inputs[0], 2) is None
+    assert spatial_size(model.graph.inputs[1], 1) == (9,)
+    assert spatial_size(model.graph.inputs[1], 2) is None
 
 
 def test_what_a_graph_costs() -> None:

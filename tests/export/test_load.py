@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from tests.graphs import feeds_of, onnx_bytes, parsed
 from vntools.base.artifacts import sha256_bytes
 from vntools.base.errors import DataFault, NoInput
+from vntools.export import load
 from vntools.export.load import load_onnx, parse_onnx
 from vntools.verify.float64 import evaluate
 
@@ -49,8 +51,9 @@ def outside(where: str) -> bytes:
 def test_the_file_and_its_hash(tmp_path: Path) -> None:
     data = onnx_bytes(TEXT)
     (tmp_path / "m.onnx").write_bytes(data)
-    model, digest = load_onnx(tmp_path / "m.onnx")
+    model, digest, files = load_onnx(tmp_path / "m.onnx")
     assert digest == sha256_bytes(data)
+    assert not files
     assert [n.op_type for n in model.graph] == ["Conv", "Relu"]
     with pytest.raises(NoInput):
         load_onnx(tmp_path / "none.onnx")
@@ -141,3 +144,139 @@ def test_what_is_refused_is_an_onnx_model_otherwise() -> None:
     for data in (onnx_bytes(TEXT), edited("Relu", "Sin")):
         onnx.checker.check_model(data)
         parse_onnx(data)
+
+
+# Weights in files beside the model.
+
+
+def beside(folder: Path, location: str = "weights.bin", **entries: str) -> Path:
+    """A model whose weight of 4x3 floats lies at ``location``, 8 bytes into the file."""
+    folder.mkdir(exist_ok=True)
+    model = parsed(TEXT)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in ({"location": location, "offset": "8"} | entries).items():
+        tensor.external_data.add(key=key, value=value)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return folder / "m.onnx"
+
+
+WEIGHTS = bytes(8) + np.arange(12, dtype=np.float32).tobytes()
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "deep/er/weights.bin"])
+def test_weights_beside_the_model_are_mapped(tmp_path: Path, location: str) -> None:
+    file = tmp_path / location
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(WEIGHTS)
+    model, _, files = load_onnx(beside(tmp_path, location, length="48"))
+    held = model.graph.initializers["W"].const_value
+    assert held is not None
+    assert np.array_equal(held.numpy().ravel(), np.arange(12))
+    assert not held.numpy().flags.owndata
+    assert not held.numpy().flags.writeable
+    assert [v.name for v in model.graph.inputs] == ["x"]
+    assert bytes(files[location]) == WEIGHTS
+    assert evaluate(model.graph, feeds_of(model))["y"].shape == (2, 4, 8, 8)
+
+
+def test_weights_that_are_inputs_too_stay_inputs(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(WEIGHTS)
+    path = beside(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.input.append(helper.make_tensor_value_info("W", 1, [4, 3, 1, 1]))
+    path.write_bytes(model.SerializeToString())
+    graph = load_onnx(path).model.graph
+    assert [v.name for v in graph.inputs] == ["x", "W"]
+    assert graph.inputs[1].is_initializer()
+
+
+@pytest.mark.parametrize("where", ["a constant", "a subgraph"])
+def test_constants_beside_the_model_are_copied_in(tmp_path: Path, where: str) -> None:
+    model = onnx.load_from_string(outside(where))
+    node = model.graph.node[0]
+    node = node if where == "a constant" else node.attribute[0].g.node[0]
+    external(node.attribute[0].t)
+    (tmp_path / "weights.bin").write_bytes(np.array([5, 6, 7], np.float32).tobytes())
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    graph = load_onnx(tmp_path / "m.onnx").model.graph
+    feeds = {"x": np.zeros((1, 3, 8, 8), np.float32), "k": np.array(True)}
+    (found,) = evaluate(
+        graph, {v.name or "": feeds[v.name or ""] for v in graph.inputs}
+    ).values()
+    assert np.array_equal(found[0, :, 0, 0], [5, 6, 7])
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["", ".", "..", "../weights.bin", "deep/../weights.bin", "/etc/passwd", "deep//w", "w\0"],
+)
+def test_a_location_that_leaves_the_folder(tmp_path: Path, location: str) -> None:
+    (tmp_path / "weights.bin").write_bytes(WEIGHTS)
+    with pytest.raises(DataFault, match="outside the model's folder") as e:
+        load_onnx(beside(tmp_path / "in", location))
+    assert e.value.code == "onnx.external"
+
+
+@pytest.mark.parametrize("how", ["link", "folder link", "hard link", "folder", "fifo", "none"])
+def test_a_location_that_is_no_file_of_its_own(tmp_path: Path, how: str) -> None:
+    folder, real = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    real.mkdir()
+    (real / "weights.bin").write_bytes(WEIGHTS)
+    location = "deep/weights.bin" if how == "folder link" else "weights.bin"
+    target = folder / "weights.bin"
+    if how == "link":
+        target.symlink_to(real / "weights.bin")
+    elif how == "folder link":
+        (folder / "deep").symlink_to(real)
+    elif how == "hard link":
+        target.hardlink_to(real / "weights.bin")
+    elif how == "folder":
+        target.mkdir()
+    elif how == "fifo":
+        os.mkfifo(target)
+    with pytest.raises(DataFault) as e:
+        load_onnx(beside(folder, location))
+    assert e.value.code == "onnx.external"
+    assert bool(e.value.hint) == (how != "none")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"offset": "12"},
+        {"offset": "-8"},
+        {"offset": "x"},
+        {"length": "47"},
+        {"length": "52", "offset": "0"},
+        {"length": "-1"},
+    ],
+)
+def test_sizes_that_do_not_fit(tmp_path: Path, entries: dict[str, str]) -> None:
+    (tmp_path / "weights.bin").write_bytes(WEIGHTS)
+    with pytest.raises(DataFault, match="does not hold tensor 'W'") as e:
+        load_onnx(beside(tmp_path, **entries))
+    assert e.value.code == "onnx.external"
+
+
+def test_a_model_that_protobuf_cannot_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "_LARGEST_PROTOBUF", 100)
+    (tmp_path / "m.onnx").write_bytes(onnx_bytes(TEXT))
+    with pytest.raises(DataFault, match="protobuf holds 2") as e:
+        load_onnx(tmp_path / "m.onnx")
+    assert e.value.code == "onnx.too_big"
+
+
+def test_a_batch_norm_in_training_is_read_and_can_be_refused() -> None:
+    text = """(float[2,1] x) => (float[2,1] y) <float[1] a>
+    { y, p, q = BatchNormalization<training_mode=1>(x, a, a, a, a) }"""
+    graph = parse_onnx(onnx_bytes(text)).graph
+    with pytest.raises(DataFault) as e:
+        load.refuse_training(graph, Path("m.onnx"))
+    assert e.value.code == "onnx.bn_training"
+    load.refuse_training(parse_onnx(onnx_bytes(TEXT)).graph, Path("m.onnx"))

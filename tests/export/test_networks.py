@@ -136,14 +136,26 @@ def test_names_are_those_of_the_deploy_form(name: str) -> None:
 @pytest.mark.parametrize("name", ["vanillanet_6", "vanillanet_13_x1_5_ada_pool"])
 def test_every_rewrite_is_recorded_and_exact(name: str) -> None:
     arch, raw = narrow(name), traced(name)
+    unmerged = stats(raw.graph)
     applied = apply_passes(raw.graph)
-    rules = Counter(r.rule for r in applied.rewrites)
-    convolutions = 3 * (arch.depth - 1) + 2
-    assert rules["fold-batchnorm"] == convolutions - 1
-    assert rules["merge-convs"] == arch.depth
-    assert rules["drop-unit-leaky-relu"] == arch.depth
-    assert not [s for s in applied.skips if s.rule != "merge-convs"]
+    merges = [r for r in applied.rewrites if r.rule == "collapse-linear"]
+    # Per stage and for the stem: conv, norm, LeakyRelu, conv, norm; and the activation's pair.
+    assert sorted(len(r.nodes) for r in merges) == [2] * (arch.depth - 1) + [4] + [5] * (
+        arch.depth - 1
+    )
+    assert merges[0].nodes == ("stem1.0", "stem1.1", "leakyrelu_0", "stem2.0", "stem2.1")
+    assert merges[0].node == "stem2.0"
+    gone = [n for r in merges for n in r.nodes]
+    assert len(set(gone)) == len(gone)
+    assert all("would cost" in s.reason for s in applied.skips)
     assert max(r.error for r in applied.rewrites) < 1e-13
+    merged = stats(raw.graph)
+    before = sum(r.parameters_before for r in merges), sum(r.macs_before or 0 for r in merges)
+    after = sum(r.parameters_after for r in merges), sum(r.macs_after or 0 for r in merges)
+    assert before[0] - after[0] == unmerged.parameters - merged.parameters
+    assert unmerged.macs is not None
+    assert merged.macs is not None
+    assert before[1] - after[1] == unmerged.macs - merged.macs
 
 
 def test_the_same_network_gives_the_same_bytes() -> None:
@@ -166,7 +178,8 @@ def test_a_slope_below_one_leaves_the_two_convolutions() -> None:
     applied = apply_passes(model.graph)
     ops = Counter(n.op_type for n in model.graph)
     assert ops["LeakyRelu"] == narrow("vanillanet_5").depth
-    assert not [r for r in applied.rewrites if r.rule == "merge-convs"]
+    merges = [r for r in applied.rewrites if r.rule == "collapse-linear"]
+    assert {len(r.nodes) for r in merges} == {2}, "a convolution and its norm"
     assert {s.reason for s in applied.skips} >= {"its slope is 0.999, not 1"}
     got = evaluate(model.graph, {"input": pixels("vanillanet_5", batch=1)})["logits"]
     assert relative_l2(got, want) < 2e-6

@@ -33,7 +33,7 @@ KEPT_IN = {
     "tensorrt_rtx_bindings": ("engine",),
     "pycuda": ("runtime", "cli.doctor"),
     "torch": ("models", "export.trace", "runtime", "demo", "pipeline"),
-    "onnxruntime": ("runtime", "verify", "precision", "cli.doctor"),
+    "onnxruntime": ("runtime", "verify", "precision", "cli.doctor", "export.shapes"),
 }
 TREES = {"vntools": "vntools", "models": "vntools.models", "export": "vntools.export"}
 

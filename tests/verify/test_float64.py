@@ -288,38 +288,24 @@ def test_an_initializer_that_is_an_input_may_be_overridden() -> None:
     assert np.array_equal(evaluate(ready.graph, {"x": x, "w": x})["y"], [20, 40])
 
 
-BRANCHES = ", ".join(
-    f"{b}_branch = {b} () => (float[2] {b}o) {{ {b}o = Sin(x) }}" for b in ("then", "else")
-)
-TRAINING = """(float[2,1] x) => (float[2,1] y) <float[1] a>
-{ y, p, q = BatchNormalization<training_mode=1>(x, a, a, a, a) }"""
 BETWEEN = "(float[2] x) => (float[n] y)"
 
 
 @pytest.mark.parametrize(
     ("text", "code", "kwargs"),
     [
-        (
-            f"(float[2] x, bool k) => (float[2] y) {{ y = If<{BRANCHES}>(k) }}",
-            "onnx.control_flow",
-            {},
-        ),
         (f"{BETWEEN} {{ y = test.Any(x) }}", "onnx.op", {"foreign": "test"}),
         (f"{BETWEEN} {{ y = test.Relu(x) }}", "onnx.op", {"foreign": "test"}),
         (f"{BETWEEN} <int64[1] i> {{ y = Gather(x, i) }}", "onnx.op", {"i": [5]}),
         (f"{BETWEEN} <float[3] i> {{ y = Add(x, i) }}", "onnx.op", {}),
-        (TRAINING, "onnx.bn_training", {}),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(
     text: str, code: str, kwargs: dict[str, Any]
 ) -> None:
     model = graph(text, **kwargs)
-    feeds = feeds_of(model)
-    if "k" in feeds:
-        feeds["k"] = np.array(True)
     with pytest.raises(DataFault) as e:
-        evaluate(model.graph, feeds)
+        evaluate(model.graph, feeds_of(model))
     assert e.value.code == code
 
 

@@ -3,7 +3,9 @@
 Each artifact carries the SHA-256 of the one before it. An ONNX file ends with its own seal:
 the metadata property ``vntools.sha256``, the digest of every byte before it (protobuf parsers
 accept repeated fields in any order, so the property can be appended to the serialised model).
-A plan has a sidecar ``NAME.plan.json``. Both tell a file that vntools wrote from any other,
+Where a model is beyond what protobuf holds, its weights lie beside it in ``NAME.onnx.data``,
+and the property ``vntools.data_sha256`` of the model is their digest. A plan has a sidecar
+``NAME.plan.json``. All tell a file that vntools wrote from any other,
 without parsing it.
 """
 
@@ -12,7 +14,9 @@ from __future__ import annotations
 __all__ = [
     "SEAL_KEY",
     "check_output",
+    "data_path",
     "published",
+    "published_with_data",
     "read_input",
     "read_sidecar",
     "require_file",
@@ -35,6 +39,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Generator
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +58,7 @@ from vntools.base.errors import (
 SEAL_KEY = "vntools.sha256"
 _CHUNK = 1 << 24  # bytes
 _TEMP_SUFFIX = ".vntmp"
+_DATA_SUFFIX = ".data"
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
@@ -188,8 +194,22 @@ def read_sidecar(plan: str | os.PathLike[str]) -> dict[str, Any] | None:
     return record
 
 
+def data_path(model: str | os.PathLike[str]) -> Path:
+    """Where the weights of a large model lie: ``NAME.onnx.data`` beside ``NAME.onnx``."""
+    return Path(os.fspath(model) + _DATA_SUFFIX)
+
+
 def _ours(path: Path) -> bool:
-    """Whether vntools wrote the file: a sealed ONNX model, a plan beside its sidecar."""
+    """Whether vntools wrote the file.
+
+    That is: a sealed ONNX model, weights whose digest such a model holds, a plan beside its
+    sidecar.
+    """
+    if path.suffix == _DATA_SUFFIX:
+        with contextlib.suppress(VntoolsError):
+            model = path.with_suffix("")
+            return sealed(model) and sha256_file(path).encode() in read_input(model)
+        return False
     if path.suffix == ".json":
         with contextlib.suppress(VntoolsError):
             return read_sidecar(path.with_suffix("")) is not None
@@ -295,17 +315,34 @@ def _fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def published(
-    path: str | os.PathLike[str], *, force: bool, size_hint: int = 0
-) -> Generator[IO[bytes], None, None]:
-    """Open a file that appears under ``path`` whole when the block ends, or not at all.
+@dataclass(frozen=True)
+class _Staged:
+    """A file under a temporary name, and what it is to become."""
 
-    The bytes go to a locked temporary in the same folder, are synchronised, and are linked
-    (or, where a file may be replaced, renamed) into place. ``size_hint`` bytes are reserved
-    first, so a full disk is found before the work of writing; the file ends where the block
-    leaves off. Whether an existing file may be replaced is decided as in :func:`check_output`.
-    """
+    file: IO[bytes]
+    temp: Path
+    target: Path
+    replace: bool
+
+    def finish(self) -> None:
+        """Through to the disk, and no longer than what was written."""
+        self.file.flush()
+        os.ftruncate(self.file.fileno(), self.file.tell())
+        os.fsync(self.file.fileno())
+
+    def place(self) -> None:
+        """Give it its name."""
+        if self.replace:
+            os.replace(self.temp, self.target)
+        else:
+            _link_new(self.temp, self.target)
+
+
+@contextlib.contextmanager
+def _staged(
+    path: str | os.PathLike[str], *, force: bool, size_hint: int = 0
+) -> Generator[_Staged, None, None]:
+    """A temporary beside ``path`` that is gone when the block ends, and the errors on it."""
     target = check_output(path, force=force)
     replaced = target.exists()
     try:
@@ -319,14 +356,7 @@ def published(
                 os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
             if size_hint:
                 os.posix_fallocate(fd, 0, size_hint)
-            yield f
-            f.flush()
-            os.ftruncate(fd, f.tell())
-            os.fsync(fd)
-            if force or replaced:
-                os.replace(temp, target)
-            else:
-                _link_new(temp, target)
+            yield _Staged(f, temp, target, force or replaced)
         _fsync_folder(target.parent)
     except OSError as e:
         if e.errno == errno.ENOSPC and size_hint:
@@ -335,6 +365,52 @@ def published(
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temp)
+
+
+@contextlib.contextmanager
+def published(
+    path: str | os.PathLike[str], *, force: bool, size_hint: int = 0
+) -> Generator[IO[bytes], None, None]:
+    """Open a file that appears under ``path`` whole when the block ends, or not at all.
+
+    The bytes go to a locked temporary in the same folder, are synchronised, and are linked
+    (or, where a file may be replaced, renamed) into place. ``size_hint`` bytes are reserved
+    first, so a full disk is found before the work of writing; the file ends where the block
+    leaves off. Whether an existing file may be replaced is decided as in :func:`check_output`.
+    """
+    with _staged(path, force=force, size_hint=size_hint) as staged:
+        yield staged.file
+        staged.finish()
+        staged.place()
+
+
+@contextlib.contextmanager
+def published_with_data(
+    path: str | os.PathLike[str], *, force: bool, size_hint: int = 0
+) -> Generator[tuple[IO[bytes], IO[bytes]], None, None]:
+    """Open a model and the file of its weights, which appear together or not at all.
+
+    As :func:`published`; ``size_hint`` is of the weights. Two names cannot appear at once: an
+    old model goes first and the new one comes last, so that no model ever lies beside weights
+    that are not its own.
+    """
+    real = os.path.realpath(path)
+    with (
+        _staged(path, force=force) as model,
+        _staged(data_path(real), force=force, size_hint=size_hint) as data,
+    ):
+        yield model.file, data.file
+        model.finish()
+        data.finish()
+        if model.replace:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(model.target)
+        data.place()
+        try:
+            model.place()
+        except BaseException:
+            os.unlink(data.target)
+            raise
 
 
 def _no_space(target: Path, size_bytes: int) -> IoFault:

@@ -65,7 +65,7 @@ def random_feeds(
         elif dtype.kind == "b":
             values = rng.integers(0, 2, shape)
         else:
-            values = rng.integers(0 if dtype.kind == "u" else -128, 128, shape)
+            values = rng.integers(*((0, 256) if dtype.kind == "u" else (-128, 128)), shape)
         feeds[spec.name] = np.asarray(values).astype(dtype)
     return feeds
 

@@ -23,6 +23,16 @@ from vntools.cli._shared import Console, json_option
 @click.option(
     "--opset", type=click.IntRange(18), metavar="N", help="ONNX opset (default: 20)."
 )
+@click.option("--normalize", metavar="imagenet|MEAN,STD",
+              help="Normalise in the graph: pixels over 255, less MEAN, over STD; two numbers "
+              "or six (R, G, B each). Default: left to the host.")  # fmt: skip
+@click.option("--input-type", type=click.Choice(["uint8", "fp32", "fp16"]), default="fp32",
+              show_default=True, help="Type of the input; uint8 holds 0..255 and needs "
+              "--normalize.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["nchw", "nhwc"]), default="nchw",
+              show_default=True, help="Of the input; a decoded image is nhwc.")  # fmt: skip
+@click.option("--head", type=click.Choice(["logits", "softmax", "top5"]), default="logits",
+              show_default=True, help="What the graph gives.")  # fmt: skip
 @click.option("--no-merge", is_flag=True, help="Write the training graph, tidied only.")
 @click.option("--force", is_flag=True, help="Overwrite a file that vntools did not write.")
 @json_option
@@ -36,6 +46,10 @@ def command(
     image_size: int | None,
     batch: int | None,
     opset: int | None,
+    normalize: str | None,
+    input_type: str,
+    layout: str,
+    head: str,
     no_merge: bool,
     force: bool,
 ) -> None:
@@ -53,6 +67,10 @@ def command(
         opset=opset,
         merge=not no_merge,
         force=force,
+        normalize=normalize,
+        input_type=input_type,
+        layout=layout,
+        head=head,
     )
     done = export(options, console)
     console.result(done.to_record(), exported_text(done))

@@ -19,7 +19,7 @@ from vntools.cli._shared import Console, json_option
 @click.pass_obj
 def command(console: Console, source: Path, out: Path, force: bool) -> None:
     """Collapse the linear parts of any ONNX file, verified."""
-    from vntools.pipeline.export import SimplifyOptions, simplify
+    from vntools.pipeline.simplify import SimplifyOptions, simplify
     from vntools.report.graphs import exported_text
 
     done = simplify(SimplifyOptions(source, out, force), console)

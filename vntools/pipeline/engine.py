@@ -27,6 +27,7 @@ from vntools.pipeline.listener import Listener, Stopwatch
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from vntools.base.tolerance import Tolerance
     from vntools.engine.build import Built
@@ -126,7 +127,7 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         timing_cache=options.timing_cache,
     )
     phase = Stopwatch(listener)
-    from vntools.export.load import parse_onnx, refuse_control_flow
+    from vntools.export.load import parse_onnx, refuse_control_flow, refuse_training
     from vntools.export.naming import name_nodes
 
     with phase("load"):
@@ -136,6 +137,7 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
             listener.note("vntools did not write this ONNX file; it is taken as the reference")
         model = parse_onnx(data, options.model)
         refuse_control_flow(model.graph, options.model)
+        refuse_training(model.graph, options.model)
         name_nodes(model.graph)
     comparison = tolerance = None
     if options.precision == "fp16":
@@ -183,8 +185,6 @@ def _typed(
     model: ir.Model, io_type: str, listener: Listener, phase: Stopwatch
 ) -> tuple[ir.Model, Comparison, Tolerance]:
     """The float16 graph, within its tolerance of the float32 one on seeded inputs."""
-    import numpy as np
-
     from vntools.pipeline.references import seeded_feeds
     from vntools.precision.fp16 import TOLERANCE, to_fp16
     from vntools.verify.compare import compare
@@ -201,13 +201,18 @@ def _typed(
         feeds = seeded_feeds(model)
         halves = feeds
         if io_type == "fp16":
-            halves = [{k: v.astype(np.float16) for k, v in f.items()} for f in feeds]
+            halves = [{k: _cast(v, "float32", "float16") for k, v in f.items()} for f in feeds]
         want = run_float32(model, feeds)
         what = "the float16 graph against the float32 one"
         got = run_float32(typed.model, halves)
-        wide = [{k: v.astype(np.float32) for k, v in g.items()} for g in got]
+        wide = [{k: _cast(v, "float16", "float32") for k, v in g.items()} for g in got]
         comparison = compare(list(zip(wide, want, strict=True)), what).require(TOLERANCE, what)
     return typed.model, comparison, TOLERANCE
+
+
+def _cast(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
+    """An array of type ``source`` in type ``target``; others (bytes, indices) as they are."""
+    return array.astype(target) if array.dtype == source else array
 
 
 def _sidecar(

@@ -1,13 +1,14 @@
-"""Checkpoint, or any ONNX file, to a simplified, verified and self-contained ONNX file."""
+"""Checkpoint to a simplified, verified and self-contained ONNX file."""
 
 from __future__ import annotations
 
 __all__ = [
     "ExportOptions",
     "Exported",
-    "SimplifyOptions",
+    "beside",
     "export",
-    "simplify",
+    "stamp",
+    "write_sealed",
 ]
 
 import gc
@@ -16,19 +17,18 @@ import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from vntools.base.artifacts import (
-    SEAL_KEY,
     check_output,
     published,
     require_file,
     seal_and_hash,
     sha256_file,
 )
-from vntools.base.errors import about, first_three
+from vntools.base.errors import UsageFault
 from vntools.base.provenance import version_of
 from vntools.base.tolerance import Tolerance
 from vntools.pipeline.listener import Listener, Stopwatch
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vntools.export.graph import GraphStats
+    from vntools.export.interface import Interface
     from vntools.export.rewrite import Rewrite, Skip
     from vntools.models.checkpoint import Checkpoint
+    from vntools.pipeline.witness import Way
     from vntools.verify.compare import Comparison
 
 
@@ -56,6 +58,10 @@ class ExportOptions:
         opset: of the ONNX domain; None takes the newest that TensorRT 10 and 11 parse.
         merge: whether the graph passes run; without them the training graph is only tidied.
         force: overwrite a file that vntools did not write.
+        normalize: mean and std that the graph applies: ``imagenet``, or numbers as
+            :func:`vntools.export.interface.parse_normalize` reads them; None leaves that to
+            the host.
+        input_type, layout, head: see :class:`vntools.export.interface.Interface`.
     """
 
     ckpt: Path
@@ -67,27 +73,24 @@ class ExportOptions:
     opset: int | None = None
     merge: bool = True
     force: bool = False
-
-
-@dataclass(frozen=True)
-class SimplifyOptions:
-    """Options of :func:`simplify`: the ONNX file to read and the one to write."""
-
-    source: Path
-    out: Path
-    force: bool = False
+    normalize: str | None = None
+    input_type: str = "fp32"
+    layout: str = "nchw"
+    head: str = "logits"
 
 
 @dataclass
 class Exported:
-    """What :func:`export` or :func:`simplify` did.
+    """What :func:`export` or :func:`vntools.pipeline.simplify.simplify` did.
 
     Attributes:
         before, after: the graph as it came and as it was written.
-        comparison: against float64, on every seeded input.
+        comparison: against the graph as it came, on every seeded input; None where it cannot
+            be run.
         tolerance: what was allowed.
         pytorch: against PyTorch's own float32 forward; None where there is no module.
         seconds: by phase, and in all (``total``).
+        verified_by: what was compared with what: :data:`vntools.pipeline.witness.Way`.
     """
 
     out: Path
@@ -97,15 +100,18 @@ class Exported:
     after: GraphStats
     rewrites: list[Rewrite]
     skips: list[Skip]
-    comparison: Comparison
-    tolerance: Tolerance
+    comparison: Comparison | None
+    tolerance: Tolerance | None
     pytorch: Comparison | None
     metadata: dict[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
+    verified_by: Way = "float64"
 
     def to_record(self) -> dict[str, Any]:
         """As JSON."""
-        verify = self.comparison.to_record(self.tolerance)
+        verify: dict[str, Any] = {"by": self.verified_by}
+        if self.comparison is not None and self.tolerance is not None:
+            verify |= self.comparison.to_record(self.tolerance)
         if self.pytorch is not None:
             verify["pytorch_relative_l2"] = self.pytorch.relative_l2
         return {
@@ -134,10 +140,12 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
     check_output(options.out, force=options.force, inputs=(options.ckpt,))
     phase = Stopwatch(listener)
     share_cores()
-    with _beside() as pool, _uncollected():
+    with beside() as pool, _uncollected():
         digest = pool.submit(sha256_file, options.ckpt)
         with phase("load"):
+            interface = _interface(options)
             checkpoint, module = _load(options, listener)
+        _check_normalize(interface, checkpoint, listener)
         from vntools.export.trace import DEFAULT_OPSET, trace
         from vntools.models.vanillanet import deploy_name
 
@@ -145,42 +153,13 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
         with phase("trace"):
             opset = options.opset or DEFAULT_OPSET
             raw = trace(module, size, batch=options.batch, opset=opset)
-        metadata = _metadata(checkpoint, options, digest.result())
-    sources = [Source(raw, module)]
+            interface.add_to(raw)
+        metadata = _metadata(checkpoint, options, interface, digest.result())
+    sources = [Source(raw, module, interface)]
     del checkpoint, raw, module
     name = deploy_name if options.merge else str
     target = _Target(options.out, options.force, options.merge, name, samples_apart=True)
     return _finish(sources, target, metadata, phase)
-
-
-def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
-    """Any ONNX file through the passes and onnxsim, verified against itself in float64.
-
-    Raises:
-        VntoolsError: as the parts do; nothing has been written then.
-    """
-    from vntools.export.load import load_onnx
-    from vntools.export.naming import name_nodes
-
-    require_file(options.source)
-    check_output(options.out, force=options.force, inputs=(options.source,))
-    phase = Stopwatch(listener)
-    share_cores()
-    with phase("load"):
-        raw, digest = load_onnx(options.source)
-        name_nodes(raw.graph)
-    kept = {k: v for k, v in raw.metadata_props.items() if k != SEAL_KEY}
-    metadata = {**kept, **_stamp(options.source, digest)}
-    raw.metadata_props.clear()
-    if overridable := [v.name or "" for v in raw.graph.inputs if v.is_initializer()]:
-        listener.warn(
-            "onnx.overridable",
-            f"a caller may override {first_three(overridable)}; they are left alone",
-        )
-    sources = [Source(raw, None)]
-    del raw
-    with about(options.source):
-        return _finish(sources, _Target(options.out, options.force), metadata, phase)
 
 
 @dataclass(frozen=True)
@@ -195,7 +174,7 @@ class _Target:
 
 
 @contextmanager
-def _beside() -> Generator[ThreadPoolExecutor, None, None]:
+def beside() -> Generator[ThreadPoolExecutor, None, None]:
     """A thread for work that only reads; after an error or a signal it is not waited for."""
     pool = ThreadPoolExecutor(1)
     try:
@@ -236,7 +215,7 @@ def _load(options: ExportOptions, listener: Listener) -> tuple[Checkpoint, nn.Mo
     return checkpoint, to_module(checkpoint)
 
 
-def _stamp(source: Path, digest: str) -> dict[str, str]:
+def stamp(source: Path, digest: str) -> dict[str, str]:
     """Metadata that every file of ours has: its stage, and the artifact before it."""
     return {
         "vntools.version": version_of("vntools") or "",
@@ -246,16 +225,52 @@ def _stamp(source: Path, digest: str) -> dict[str, str]:
     }
 
 
-def _metadata(checkpoint: Checkpoint, options: ExportOptions, digest: str) -> dict[str, str]:
-    arch = checkpoint.arch
+def _interface(options: ExportOptions) -> Interface:
+    """What the user asks for, before anything is read.
+
+    Raises:
+        UsageFault: ``export.normalize``.
+    """
+    from vntools.export.interface import Interface, Normalization, parse_normalize
+    from vntools.models.arch import IMAGENET_MEAN, IMAGENET_STD
+
+    normalize = None
+    try:
+        if options.normalize == "imagenet":
+            normalize = Normalization(IMAGENET_MEAN, IMAGENET_STD)
+        elif options.normalize is not None:
+            normalize = parse_normalize(options.normalize)
+    except ValueError as e:
+        raise UsageFault("export.normalize", f"--normalize: {e}") from e
+    return Interface(normalize, options.input_type, options.layout, options.head)
+
+
+def _check_normalize(interface: Interface, checkpoint: Checkpoint, listener: Listener) -> None:
+    """Warn where the network was trained on images normalised otherwise."""
+    asked, used = interface.normalize, checkpoint.preprocessing
+    if asked is not None and (asked.mean, asked.std) != (used.mean, used.std):
+        listener.warn(
+            "export.normalize",
+            f"the checkpoint says mean {used.mean} and std {used.std}, not those asked for",
+        )
+
+
+def _metadata(
+    checkpoint: Checkpoint, options: ExportOptions, interface: Interface, digest: str
+) -> dict[str, str]:
+    arch, preprocessing = checkpoint.arch, checkpoint.preprocessing
+    if interface.normalize is not None:
+        preprocessing = replace(preprocessing, **asdict(interface.normalize))
     return {
-        **_stamp(options.ckpt, digest),
+        **stamp(options.ckpt, digest),
         "vntools.model": arch.name,
         "vntools.form": checkpoint.form if options.merge else f"{checkpoint.form}, not merged",
         "vntools.weights": checkpoint.key_used or "",
         "vntools.lambda": _lambda_text(checkpoint),
         "vntools.classes": str(arch.num_classes),
-        "vntools.preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
+        "vntools.preprocessing": json.dumps(
+            {**asdict(preprocessing), **interface.to_record()}
+        ),
     }
 
 
@@ -285,9 +300,10 @@ def _finish(
     from vntools.verify.float32 import run_float32
 
     source = sources.pop()
+    interface = source.interface
     before, feeds = stats(source.raw.graph), seeded_feeds(source.raw)
     merged = source.raw.clone()
-    with _beside() as pool:
+    with beside() as pool:
         references = pool.submit(
             make_references, source, feeds, samples_apart=target.samples_apart
         )
@@ -317,9 +333,11 @@ def _finish(
     ):
         # The file is written while it is verified; it gets its name only when the block ends
         # well.
-        written = pool.submit(_write, f, data)
+        written = pool.submit(write_sealed, f, data)
         with phase("verify"):
             got = run_float32(data, feeds)
+            if interface is not None:
+                got = [interface.compared(y) for y in got]
             what = "the exported graph against float64"
             comparison = compare(list(zip(got, known.float64, strict=True)), what)
             comparison.require(tolerance, what)
@@ -346,7 +364,7 @@ def _finish(
     )
 
 
-def _write(file: IO[bytes], data: bytes) -> tuple[str, int]:
+def write_sealed(file: IO[bytes], data: bytes) -> tuple[str, int]:
     """Write a model and its seal through to the disk; their SHA-256 and size."""
     tail, digest = seal_and_hash(data)
     file.write(data)

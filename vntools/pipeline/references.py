@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from vntools.export.interface import Interface
     from vntools.verify.compare import Comparison
 
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
@@ -27,10 +28,11 @@ _DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
 
 @dataclass(frozen=True)
 class Source:
-    """A traced or loaded graph, and the module that it is of, if any."""
+    """A traced or loaded graph; the module that it is of, and what is around it, if any."""
 
     raw: ir.Model
     module: nn.Module | None
+    interface: Interface | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class References:
     """What the exported graph is held against, and how far from it the training graph is.
 
     Attributes:
-        float64: outputs of the unsimplified graph for every feed.
+        float64: outputs of the unsimplified graph for every feed, as they are to be compared
+            (:meth:`vntools.export.interface.Interface.compared`).
         pytorch: outputs of the module; None where there is none.
         noise: the unsimplified graph in float32 against float64.
     """
@@ -93,7 +96,9 @@ def make_references(
     from vntools.verify.float64 import evaluate
 
     raw = source.raw
-    native = None if source.module is None else _pytorch(source.module, feeds)
+    native = (
+        None if source.module is None else _pytorch(source.module, feeds, source.interface)
+    )
     if samples_apart:
         want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
     else:
@@ -102,12 +107,18 @@ def make_references(
         unsimplified = run_float32(raw, feeds[:1])
     except InternalFault as e:  # not our doing: nothing was rewritten yet
         raise DataFault("onnx.unsupported", e.message) from e
+    if source.interface is not None:
+        compared = source.interface.compared
+        want, unsimplified = [compared(y) for y in want], [compared(unsimplified[0])]
+        native = None if native is None else [compared(y) for y in native]
     noise = compare([(unsimplified[0], want[0])], "the unsimplified graph")
     return References(want, native, noise)
 
 
 def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
-    """Seeded standard normal inputs of batch 3, and the first sample of them as batch 1.
+    """Seeded inputs of batch 3, and the first sample of them as batch 1.
+
+    Bytes are uniform, 0 to 255; all others are standard normal.
 
     Where the batch is fixed there is one input, of that batch. Other dynamic axes are 224
     long.
@@ -129,7 +140,11 @@ def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
         if dims and not isinstance(value.shape[0], int):
             dims[0] = _BATCHES[-1]
             dynamic.add(value.name)
-        large[value.name] = rng.standard_normal(dims).astype(value.dtype.numpy())
+        dtype = value.dtype.numpy()
+        drawn = (
+            rng.integers(256, size=dims) if dtype == np.uint8 else rng.standard_normal(dims)
+        )
+        large[value.name] = drawn.astype(dtype)
     if not dynamic:
         return [large]
     return [
@@ -138,16 +153,21 @@ def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
 
 
 def _pytorch(
-    module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]
+    module: nn.Module,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    interface: Interface | None = None,
 ) -> list[dict[str, NDArray[Any]]]:
-    """PyTorch's own float32 forward of the module."""
+    """PyTorch's own float32 forward of the module, its interface worked out on the host."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(_half_of_the_cores())
     try:
         with torch.inference_mode():
-            whole = {"logits": module(torch.from_numpy(feeds[-1]["input"])).numpy()}
+            x = feeds[-1]["input"]
+            x = x if interface is None else interface.network_input(x)
+            logits = module(torch.from_numpy(x)).numpy()
+            whole = {"logits": logits} if interface is None else interface.outputs(logits)
     finally:
         torch.set_num_threads(threads)
     return _for_each(whole, feeds)

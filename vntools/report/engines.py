@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["engine_text"]
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,9 +17,10 @@ def engine_text(done: EngineBuilt) -> str:
     s = done.sidecar
     tf32 = " (TF32 allowed)" if s["precision"] == "fp32" else ""
     named = ", ".join(f"{c // 10}.{c % 10}" for c in s["compute_capabilities"])
+    taken, given = _types(s["inputs"]), _types(s["outputs"])
     lines = [
         f"{s['flavour']} {s['version']}, compute capability {named or '8.0 and later'}",
-        f"precision {s['precision']}{tf32}, inputs and outputs {s['io_type']}",
+        f"precision {s['precision']}{tf32}, inputs {taken}, outputs {given}",
     ]
     for name, shapes in s["profile"].items():
         span = ", ".join(f"{k} {'x'.join(map(str, v))}" for k, v in shapes.items())
@@ -40,3 +42,8 @@ def engine_text(done: EngineBuilt) -> str:
         f"wrote {done.out} ({s['bytes'] / 1e6:.1f} MB) in {done.seconds['total']:.1f} s"
     )
     return "\n".join(lines)
+
+
+def _types(tensors: Iterable[Mapping[str, str]]) -> str:
+    """Their types, each once."""
+    return ", ".join(dict.fromkeys(t["dtype"] for t in tensors))

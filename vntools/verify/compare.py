@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FLOAT32_FACTOR", "FLOAT32_FLOOR", "Comparison", "compare", "relative_l2"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ class Comparison:
         relative_l2: ||got - want|| / ||want||.
         max_abs: largest absolute difference.
         top1_agreement: share of samples whose largest entry is the same one, of the outputs
-            that are (samples, classes); a dense map has ties within rounding.
+            that are (samples, classes); a dense map has ties within rounding. Where outputs
+            are integers, the share of samples for which these are the same.
         samples: how many samples that share is of.
     """
 
@@ -81,32 +82,66 @@ def relative_l2(got: NDArray[Any], want: NDArray[Any]) -> float:
 
 
 def compare(pairs: Sequence[tuple[Outputs, Outputs]], what: str) -> Comparison:
-    """Compare (got, want) output by output.
+    """Compare (got, want) output by output; an output that is a sequence part by part.
 
     Raises:
         CheckFailed: ``verify.empty`` (nothing to compare), ``verify.shape`` (an output is
-            missing or has another shape), ``verify.nonfinite``, ``verify.zero`` (the
-            reference's norm is zero, so it proves nothing).
+            missing or has another shape), ``verify.nonfinite``, ``verify.zero`` (every
+            reference is zero, which proves nothing).
     """
     worst_l2 = worst_abs = 0.0
     same = samples = 0
+    zero, telling = "", False
     for got, want in pairs:
-        for name, reference in want.items():
-            value = got.get(name)
+        listed = any(_is_listed(y) for y in want.values())
+        for name, value, reference in _parts(got, want):
             if value is None or value.shape != reference.shape:
                 found = "is missing" if value is None else f"has shape {value.shape}"
                 raise CheckFailed(
                     "verify.shape", f"{what}: {name} {found}, expected {reference.shape}"
                 )
+            if _is_listed(reference):
+                # Indices: a sample's are the same or they are not; they have no distance.
+                alike = np.atleast_1d(value == reference)
+                alike = alike.reshape(len(alike), -1).all(axis=1)
+                same, samples = same + int(alike.sum()), samples + alike.size
+                telling = True
+                continue
             if not (np.isfinite(value).all() and np.isfinite(reference).all()):
                 raise CheckFailed("verify.nonfinite", f"{what}: {name} is not finite")
-            if not reference.size or not np.any(reference):
-                raise CheckFailed("verify.zero", f"{what}: the reference of {name} is zero")
-            worst_l2 = max(worst_l2, relative_l2(value, reference))
-            worst_abs = max(worst_abs, float(np.abs(value - reference).max()))
-            if reference.ndim == 2:
+            apart = float(np.abs(value - reference).max(initial=0.0))
+            worst_abs = max(worst_abs, apart)
+            if np.any(reference):
+                worst_l2 = max(worst_l2, relative_l2(value, reference))
+                telling = True
+            else:
+                worst_l2, zero = max(worst_l2, apart), zero or name
+            if reference.ndim == 2 and reference.size and not listed:
                 agree = value.argmax(axis=1) == reference.argmax(axis=1)
                 same, samples = same + int(agree.sum()), samples + agree.size
-    if not pairs or not any(want for _, want in pairs):
+    if not telling and zero:
+        raise CheckFailed("verify.zero", f"{what}: the reference of {zero} is zero")
+    if not telling:
         raise CheckFailed("verify.empty", f"{what}: there is no output to compare")
     return Comparison(worst_l2, worst_abs, same / samples if samples else 1.0, samples)
+
+
+def _is_listed(value: Any) -> bool:
+    """Whether an output holds integers, truth values or words."""
+    return not isinstance(value, list) and value.dtype.kind not in "fc"
+
+
+def _parts(
+    got: Outputs, want: Outputs
+) -> Iterator[tuple[str, NDArray[Any] | None, NDArray[Any]]]:
+    """Name, value and reference of every array; the values of a sequence are numbered."""
+    for name, reference in want.items():
+        value: Any = got.get(name)
+        if not isinstance(reference, list):
+            yield name, value, reference
+            continue
+        values: list[Any] = value if isinstance(value, list) else []
+        if len(values) > len(reference):
+            yield name, np.zeros(len(values)), np.zeros(len(reference))
+        for i, part in enumerate(reference):
+            yield f"{name}[{i}]", values[i] if i < len(values) else None, part

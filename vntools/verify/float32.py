@@ -48,8 +48,13 @@ def run_float32(
         used = {i.name for i in session.get_inputs()}
         lent = {k: v for k, v in lent.items() if k in used}
         runs = [session.run(names, {**lent, **feed}) for feed in feeds]
-        return [dict(zip(names, map(np.asarray, run), strict=True)) for run in runs]
+        return [dict(zip(names, map(_arrays, run), strict=True)) for run in runs]
     except Exception as e:
         raise InternalFault(
             "verify.run", f"ONNX Runtime failed: {str(e).splitlines()[0][:200]}"
         ) from e
+
+
+def _arrays(value: Any) -> Any:
+    """An output as an array, or as the list of them that a sequence is."""
+    return list(map(np.asarray, value)) if isinstance(value, list) else np.asarray(value)

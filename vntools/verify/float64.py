@@ -1,41 +1,47 @@
 """A float64 evaluator of ONNX graphs: the reference that every float32 graph is held against.
 
 Weights are widened one layer at a time and values are freed behind their last reader, so
-memory stays near that of the float32 model. Convolutions are done here: 1x1 as one matrix
-product over all samples, depthwise as products with band matrices, others tap by tap. The
-remaining operators run through ONNX's reference implementation, with every float in float64.
+memory stays near that of the float32 model. What has windows, matrix products, elementwise
+arithmetic, old forms of operators, and control flow are done here; the remaining operators run
+through ONNX's reference implementation, at the graph's opset and with every float in float64,
+or by the function that the standard defines them with. What is drawn at random is drawn from a
+seed, the value's name, so that a graph before and after a rewriting draws the same.
 """
 
 from __future__ import annotations
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "random_nodes"]
 
-import itertools
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vntools.base.errors import DataFault
-from vntools.export.affine import Array
 from vntools.export.graph import ONNX_DOMAINS, constant, int_attribute, ints_attribute
+from vntools.verify.float64_arithmetic import ARITHMETIC
+from vntools.verify.float64_call import Call, Kernel, NotHere, Value, wide
+from vntools.verify.float64_forms import FORMS
+from vntools.verify.float64_windows import WINDOWS
 
-_TILE = 16  # places along a line that one product of a depthwise convolution writes
-_CHANNELS = 32  # done together there: few enough for a core's own cache
-_UNFOLDED_BYTES = 1 << 26
-_FLOATS = frozenset(
-    (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+if TYPE_CHECKING:
+    import onnx
+
+_KERNELS: Mapping[str, Kernel] = {**ARITHMETIC, **FORMS, **WINDOWS}
+_MOST_TURNS = 1 << 16  # of a loop: one that a network means ends far sooner
+_RANDOM = frozenset(
+    (
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+        "RandomUniformLike",
+    )
 )
-
-Value = NDArray[Any]
-Kernel = Callable[[ir.Node, list[Value | None]], Value]
+_INFERENCE_DROPOUT, _DROPOUT_BY_INPUT = 7, 12  # opsets
 
 
-def evaluate(graph: ir.Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
+def evaluate(graph: ir.Graph, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """Outputs of ``graph`` for ``feeds``, all floating-point arithmetic in float64.
 
     Args:
@@ -43,312 +49,262 @@ def evaluate(graph: ir.Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
         feeds: an array for each input that is no initializer.
 
     Raises:
-        DataFault: ``onnx.op``, where an operator is unknown to ONNX's reference
-            implementation or does not fit its inputs; ``onnx.control_flow``, where a node
-            holds a subgraph.
+        DataFault: ``onnx.op``, where an operator is of a foreign domain or unknown to ONNX's
+            reference implementation, or does not fit its inputs, or a loop does not end;
+            ``onnx.invalid``, where a value is read before it is written.
     """
-    values: dict[ir.Value, Value] = {}
+    run = _Run(graph.opset_imports)
     for value in graph.inputs:
         if value.name is not None and value.name in feeds:
-            values[value] = _wide(feeds[value.name])
-    left = Counter(v for node in graph for v in node.inputs if v is not None)
-    left.update(graph.outputs)
-    for node in graph:
-        # No name holds the widened weights of a layer while those of the next are made.
-        outputs = _run(node, [None if v is None else _read(v, values) for v in node.inputs])
-        values.update(zip(node.outputs, outputs, strict=False))
-        for v in node.inputs:
-            if v is not None:
+            run.values[value] = wide(feeds[value.name])
+    outputs = run.graph(graph)
+    return {v.name or "": a for v, a in zip(graph.outputs, outputs, strict=True)}
+
+
+def random_nodes(graph: ir.Graph) -> list[str]:
+    """Names of the nodes, in subgraphs too, whose results are drawn at random."""
+    opset = _opset(graph.opset_imports, "")
+    return [n.name or n.op_type for n in graph.all_nodes() if _is_random(n, opset)]
+
+
+def _is_random(node: ir.Node, opset: int) -> bool:
+    if node.domain not in ONNX_DOMAINS or node.op_type != "Dropout":
+        return node.domain in ONNX_DOMAINS and node.op_type in _RANDOM
+    if opset < _INFERENCE_DROPOUT:
+        return not int_attribute(node, "is_test", 0)
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    if opset < _DROPOUT_BY_INPUT or training is None:
+        return False
+    fixed = constant(training)
+    return fixed is None or bool(fixed.any())
+
+
+def _opset(imports: Mapping[str, int], domain: str) -> int:
+    if domain in ONNX_DOMAINS:
+        return imports.get("", imports.get("ai.onnx", 1))
+    return imports.get(domain, 1)
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _reads(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, its subgraphs included."""
+    yield from (v for v in node.inputs if v is not None)
+    for inner in _subgraphs(node):
+        yield from inner.outputs
+        for below in inner:
+            yield from _reads(below)
+
+
+class _Run:
+    """Values that have been computed and not yet read by all; of outer graphs and inner."""
+
+    def __init__(self, imports: Mapping[str, int]) -> None:
+        self.imports = imports
+        self.values: dict[ir.Value, Any] = {}
+
+    def graph(self, graph: ir.Graph) -> list[Any]:
+        """Outputs of a graph whose inputs have been given; its values are gone then."""
+        left = Counter(v for node in graph for v in _reads(node))
+        left.update(graph.outputs)
+        mine = set(graph.inputs)
+        for node in graph:
+            # No name holds the widened weights of a layer while those of the next are made.
+            outputs = self._node(node, [v and self._read(v) for v in node.inputs])
+            self.values.update(zip(node.outputs, outputs, strict=False))
+            mine.update(node.outputs)
+            for v in _reads(node):
                 left[v] -= 1
-                if not left[v]:
-                    values.pop(v, None)
-    return {v.name or "": _read(v, values) for v in graph.outputs}
+                if not left[v] and v in mine:
+                    self.values.pop(v, None)
+        results = [self._read(v) for v in graph.outputs]
+        for v in mine:
+            self.values.pop(v, None)
+        return results
 
+    def _read(self, value: ir.Value) -> Any:
+        if value in self.values:
+            return self.values[value]
+        if value.const_value is None:
+            raise DataFault(
+                "onnx.invalid", f"value {value.name!r} is read before it is written"
+            )
+        return wide(value.const_value.numpy())
 
-def _wide(array: Value) -> Value:
-    return array.astype(np.float64, copy=False) if array.dtype.kind in "fV" else array
+    def _node(self, node: ir.Node, inputs: list[Any]) -> Sequence[Any]:
+        version = node.version or _opset(self.imports, node.domain)
+        ours = node.domain in ONNX_DOMAINS
+        try:
+            if ours and node.op_type in ("If", "Loop", "Scan"):
+                return getattr(self, f"_{node.op_type.lower()}")(node, inputs)
+            kernel = _KERNELS.get(node.op_type) if ours else None
+            if kernel is not None:
+                try:
+                    result = kernel(Call(node, inputs, version))
+                    return result if isinstance(result, tuple) else (result,)
+                except NotHere:
+                    pass
+            return self._by_reference(node, inputs, version)
+        except DataFault:
+            raise
+        except Exception as e:
+            what = f"{node.op_type} {node.name!r}"
+            why = f"{type(e).__name__}: {e}"
+            raise DataFault("onnx.op", f"{what} cannot be evaluated: {why}") from e
 
+    def _by_reference(self, node: ir.Node, inputs: list[Any], version: int) -> Sequence[Any]:
+        """Through ONNX's reference implementation, or by the function that defines it."""
+        from onnx.reference import ReferenceEvaluator
 
-def _read(value: ir.Value, values: Mapping[ir.Value, Value]) -> Value:
-    if value in values:
-        return values[value]
-    if value.const_value is None:
-        raise DataFault("onnx.invalid", f"value {value.name!r} is read before it is written")
-    return _wide(value.const_value.numpy())
+        proto = ir.serde.serialize_node(node)
+        feeds = {name: a for name, a in zip(proto.input, inputs, strict=True) if name}
+        imports = {**self.imports, node.domain: version}
+        try:
+            found = ReferenceEvaluator(_model_of(proto, feeds, imports)).run(None, feeds)
+        except Exception:
+            body = _definition(proto, inputs, version)
+            if body is None:
+                raise
+            return self._call(body, inputs)
+        return [wide(a) for a in found]
 
-
-def _run(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
-    if any(
-        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for a in node.attributes.values()
-    ):
-        raise DataFault("onnx.control_flow", f"{node.op_type} {node.name!r} holds a subgraph")
-    kernel = _KERNELS.get(node.op_type) if node.domain in ONNX_DOMAINS else None
-    if node.op_type == "MaxPool" and len(node.outputs) > 1:
-        kernel = None  # ours writes no Indices
-    if kernel is None:
-        return _reference(node, inputs)
-    try:
-        return [kernel(node, inputs)]
-    except (ValueError, ArithmeticError) as e:
-        raise _unfit(node, e) from e
-
-
-def _unfit(node: ir.Node, why: Exception) -> DataFault:
-    what = f"{node.op_type} {node.name!r}"
-    return DataFault("onnx.op", f"{what} cannot be evaluated: {type(why).__name__}: {why}")
-
-
-def _reference(node: ir.Node, inputs: list[Value | None]) -> list[Value]:
-    from onnx.reference import ReferenceEvaluator
-
-    graph = node.graph
-    version = node.version or (
-        graph.opset_imports.get(node.domain) if graph is not None else None
-    )
-    try:
-        evaluator = ReferenceEvaluator(
-            ir.serde.serialize_node(node), opsets={node.domain: version or 1}
+    def _call(self, body: onnx.FunctionProto, inputs: list[Any]) -> list[Any]:
+        function = ir.serde.deserialize_function(body)
+        inner = _Run({o.domain: o.version for o in body.opset_import})
+        inner.values.update(
+            (v, a) for v, a in zip(function.inputs, inputs, strict=False) if a is not None
         )
-        feeds = {
-            v.name or "": _wide(a)
-            for v, a in zip(node.inputs, inputs, strict=True)
-            if v is not None and a is not None
-        }
-        return [_wide(np.asarray(r)) for r in evaluator.run(None, feeds)]
-    except Exception as e:
-        raise _unfit(node, e) from e
+        return inner.graph(function.graph)
 
+    def _if(self, node: ir.Node, inputs: list[Any]) -> list[Any]:
+        branch = "then_branch" if np.all(inputs[0]) else "else_branch"
+        return self.graph(node.attributes[branch].as_graph())
 
-def _conv(node: ir.Node, inputs: list[Value | None]) -> Array:
-    """Conv-11 for x (n, c, ..), W (o, c / g, ..), any number of spatial axes."""
-    x, w = inputs[0], inputs[1]
-    assert x is not None
-    assert w is not None
-    axes, groups = w.ndim - 2, int_attribute(node, "group", 1)
-    strides = ints_attribute(node, "strides") or (1,) * axes
-    dilations = ints_attribute(node, "dilations") or (1,) * axes
-    pads = _pads(node, x.shape[2:], w.shape[2:], strides, dilations)
-    dense = axes == 2 and strides == dilations == (1, 1)
-    depthwise = dense and groups == w.shape[0] == x.shape[1]
-    if any(pads) and not depthwise:
-        edges = [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)]
-        x = np.pad(x, edges)
-    if math.prod(w.shape[2:]) == 1 and groups == 1:
-        window = tuple(slice(None, None, s) for s in strides)
-        y = _pointwise(x[(slice(None), slice(None), *window)], w)
-    elif depthwise:
-        y = _depthwise(x, w, pads)
-    else:
-        y = _tapwise(x, w, strides, dilations, groups)
-    bias = inputs[2] if len(inputs) > 2 else None
-    if bias is not None:
-        y += bias.reshape((1, -1) + (1,) * axes)
-    return y
+    def _loop(self, node: ir.Node, inputs: list[Any]) -> list[Any]:
+        """Loop-11: trip count and condition (either may be absent), then what it carries."""
+        body = node.attributes["body"].as_graph()
+        most = _MOST_TURNS + 1 if inputs[0] is None else int(np.asarray(inputs[0]).item())
+        going = inputs[1] is None or bool(np.all(inputs[1]))
+        carried, turn = inputs[2:], 0
+        stacks: list[list[Any]] = [[] for _ in body.outputs[1 + len(carried) :]]
+        while going and turn < most:
+            if turn == _MOST_TURNS:
+                raise DataFault("onnx.op", f"Loop {node.name!r} takes over {turn} turns")
+            given = (np.int64(turn), np.bool_(going), *carried)
+            self.values.update(zip(body.inputs, map(_held, given), strict=True))
+            again, *rest = self.graph(body)
+            going, carried = bool(np.all(again)), rest[: len(carried)]
+            for stack, one in zip(stacks, rest[len(carried) :], strict=True):
+                stack.append(one)
+            turn += 1
+        ends = body.outputs[1 + len(carried) :]
+        return [*carried, *(_stacked(s, v) for s, v in zip(stacks, ends, strict=True))]
 
-
-def _pads(
-    node: ir.Node,
-    size: tuple[int, ...],
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-) -> tuple[int, ...]:
-    attribute = node.attributes.get("auto_pad")
-    mode = attribute.as_string() if attribute is not None else "NOTSET"
-    if mode == "NOTSET":
-        return ints_attribute(node, "pads") or (0,) * 2 * len(size)
-    if mode == "VALID":
-        return (0,) * 2 * len(size)
-    total = [
-        max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
-    ]
-    small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-    return (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
-
-
-def _pointwise(x: Array, w: Value) -> Array:
-    """A 1x1 convolution as one product (o, c) @ (c, n p) over all samples and places."""
-    n, c = x.shape[:2]
-    places = x.shape[2:]
-    if n == 1:
-        columns = x.reshape(c, -1)
-    else:
-        columns = np.ascontiguousarray(x.reshape(n, c, -1).transpose(1, 0, 2)).reshape(c, -1)
-    y = w.reshape(w.shape[0], c) @ columns
-    return y.reshape(-1, n, math.prod(places)).transpose(1, 0, 2).reshape(n, -1, *places)
-
-
-def _depthwise(x: Array, w: Value, pads: tuple[int, ...]) -> Array:
-    """A dense depthwise convolution of x (n, c, h, w) at stride 1, as matrix products.
-
-    Along a line the kernel is a band matrix: row i of it takes a tile of the padded line,
-    (k - 1) wider than its result, to that result. One product does so for all lines of all
-    samples of a channel, and the products of the kernel's rows are added. What straddles two
-    samples is cut off at the end.
-    """
-    n, c, height, width = x.shape
-    kh, kw = w.shape[2:]
-    top, left, bottom, right = pads
-    lines, columns = height + top + bottom, width + left + right
-    oh, ow = lines - kh + 1, columns - kw + 1
-    tile = min(ow, _TILE)
-    out = np.empty((c, n, oh, ow))
-    padded = np.zeros((_CHANNELS, n, lines, columns))
-    bands = np.zeros((_CHANNELS, kh, tile + kw - 1, tile))
-    for start in range(0, c, _CHANNELS):
-        part = slice(start, start + _CHANNELS)
-        m = len(w[part])
-        padded[:m, :, top : top + height, left : left + width] = x[:, part].swapaxes(0, 1)
-        for j in range(tile):
-            bands[:m, :, j : j + kw, j] = w[part, 0]
-        tall = padded[:m].reshape(m, n * lines, columns)
-        for at in range(0, ow, tile):
-            wide = min(tile, ow - at)
-            taken, reach = n * lines - kh + 1, wide + kw - 1
-            y = np.zeros((m, n * lines, wide))
-            for i in range(kh):
-                y[:, :taken] += (
-                    tall[:, i : i + taken, at : at + reach] @ bands[:m, i, :reach, :wide]
-                )
-            out[part, :, :, at : at + wide] = y.reshape(m, n, lines, wide)[:, :, :oh]
-    return out.swapaxes(0, 1)
-
-
-def _tapwise(
-    x: Array, w: Value, strides: tuple[int, ...], dilations: tuple[int, ...], groups: int
-) -> Array:
-    """Any convolution of padded x: a product per group over channels and taps together.
-
-    Where the unfolded input would be large, a product per tap.
-    """
-    kernel = w.shape[2:]
-    size = tuple(
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
-    )
-    n, places = x.shape[0], math.prod(size)
-    windows = [
-        tuple(
-            slice(t * d, t * d + s * (m - 1) + 1, s)
-            for t, d, s, m in zip(u, dilations, strides, size, strict=True)
-        )
-        for u in itertools.product(*map(range, kernel))
-    ]
-    weights = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
-    if 8 * n * x.shape[1] * len(windows) * places <= _UNFOLDED_BYTES:
-        parts = [
-            x[(slice(None), slice(None), *u)].reshape(n, x.shape[1], places) for u in windows
+    def _scan(self, node: ir.Node, inputs: list[Any]) -> list[Any]:
+        """Scan-9: over slices of its last inputs, along any axes and in either direction."""
+        if _opset(self.imports, "") < 9:
+            raise DataFault("onnx.op", f"Scan {node.name!r} is older than opset 9")
+        body = node.attributes["body"].as_graph()
+        count = int_attribute(node, "num_scan_inputs", 1)
+        carried, scanned = inputs[:-count], inputs[-count:]
+        ends = body.outputs[len(carried) :]
+        axes = ints_attribute(node, "scan_input_axes") or (0,) * count
+        back = ints_attribute(node, "scan_input_directions") or (0,) * count
+        slices = [
+            np.moveaxis(x, axis, 0)[:: -1 if b else 1]
+            for x, axis, b in zip(scanned, axes, back, strict=True)
         ]
-        columns = np.stack(parts, axis=2).reshape(n, groups, -1, places)
-        y = weights.reshape(groups, weights.shape[1], -1) @ columns
-        return y.reshape(n, -1, *size)
-    y = np.zeros((n, groups, weights.shape[1], places))
-    for t, window in enumerate(windows):
-        part = x[(slice(None), slice(None), *window)].reshape(n, groups, -1, places)
-        y += np.ascontiguousarray(weights[..., t]) @ part
-    return y.reshape(n, -1, *size)
+        stacks: list[list[Any]] = [[] for _ in ends]
+        for parts in zip(*slices, strict=True):
+            self.values.update(zip(body.inputs, (*carried, *parts), strict=True))
+            rest = self.graph(body)
+            carried = rest[: len(carried)]
+            for stack, one in zip(stacks, rest[len(carried) :], strict=True):
+                stack.append(one)
+        axes = ints_attribute(node, "scan_output_axes") or (0,) * len(ends)
+        back = ints_attribute(node, "scan_output_directions") or (0,) * len(ends)
+        found = [
+            np.moveaxis(_stacked(s[:: -1 if b else 1], v), 0, axis)
+            for s, v, axis, b in zip(stacks, ends, axes, back, strict=True)
+        ]
+        return [*carried, *found]
 
 
-def _batch_normalization(node: ir.Node, inputs: list[Value | None]) -> Array:
-    """BatchNormalization-15 in inference mode."""
-    x, gamma, beta, mean, var = (a for a in inputs if a is not None)
-    if int_attribute(node, "training_mode", 0):
-        raise DataFault(
-            "onnx.bn_training",
-            f"BatchNormalization {node.name!r} is in training mode",
-            hint="export the network with model.eval()",
-        )
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    column = (1, -1) + (1,) * (x.ndim - 2)
-    scale = gamma / np.sqrt(var + epsilon)
-    y = x * scale.reshape(column)
-    y += (beta - mean * scale).reshape(column)
-    return y
+def _held(value: Any) -> Any:
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
-def _relu(node: ir.Node, inputs: list[Value | None]) -> Array:
-    x = inputs[0]
-    assert x is not None
-    return np.maximum(x, 0)
+def _stacked(parts: Sequence[Any], value: ir.Value) -> Value:
+    """What a body's output was in every turn, along a new first axis."""
+    if parts:
+        return np.stack(parts)
+    dims = () if value.shape is None else tuple(value.shape)
+    kind = np.float64 if value.dtype is None else value.dtype.numpy()
+    return wide(np.zeros((0, *(d if isinstance(d, int) else 0 for d in dims)), kind))
 
 
-def _leaky_relu(node: ir.Node, inputs: list[Value | None]) -> Array:
-    x = inputs[0]
-    assert x is not None
-    alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.01
-    return x if alpha == 1.0 else np.where(x < 0, alpha * x, x)
+def _model_of(
+    proto: onnx.NodeProto, names: Iterable[str], imports: Mapping[str, int]
+) -> onnx.ModelProto:
+    """A node as a model of its own: only so does the reference heed its opset."""
+    import onnx
+
+    made = onnx.helper.make_graph(
+        [proto],
+        "node",
+        [onnx.ValueInfoProto(name=name) for name in names],
+        [onnx.ValueInfoProto(name=name) for name in proto.output if name],
+    )
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in imports.items()]
+    return onnx.helper.make_model(made, opset_imports=opsets)
 
 
-def _max_pool(node: ir.Node, inputs: list[Value | None]) -> Array:
-    """MaxPool-12 over two axes, floor mode, without padding; others through the reference."""
-    x = inputs[0]
-    assert x is not None
-    kernel = ints_attribute(node, "kernel_shape") or ()
-    strides = ints_attribute(node, "strides") or (1,) * len(kernel)
-    dilations = ints_attribute(node, "dilations") or (1,) * len(kernel)
-    plain = len(node.outputs) == 1 and not int_attribute(node, "ceil_mode", 0)
-    if not plain or any(_pads(node, x.shape[2:], kernel, strides, dilations)):
-        return _reference(node, inputs)[0]
-    size = [
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
-    ]
-    y: Array | None = None
-    for u in itertools.product(*map(range, kernel)):
-        window = tuple(
-            slice(t * d, t * d + s * (m - 1) + 1, s)
-            for t, d, s, m in zip(u, dilations, strides, size, strict=True)
-        )
-        part = x[(slice(None), slice(None), *window)]
-        y = part.copy() if y is None else np.maximum(y, part, out=y)
-    assert y is not None
-    return y
+def _definition(
+    proto: onnx.NodeProto, inputs: list[Any], version: int
+) -> onnx.FunctionProto | None:
+    """The function that the standard defines an operator with, its attributes filled in."""
+    import onnx
+
+    try:
+        schema: Any = onnx.defs.get_schema(proto.op_type, version, proto.domain)
+    except onnx.defs.SchemaError:
+        return None
+    if schema.has_context_dependent_function:
+        # An input that is left out has an empty type.
+        types = [b"" if a is None else _type_of(a) for a in inputs]
+        data = schema.get_context_dependent_function(proto.SerializeToString(), types)
+        body = onnx.FunctionProto.FromString(data)
+    elif schema.has_function:
+        body = onnx.FunctionProto()
+        body.CopyFrom(schema.function_body)
+    else:
+        return None
+    if not body.opset_import:
+        body.opset_import.add(domain="", version=version)
+    given = {a.name: a for a in proto.attribute}
+    for name, attribute in schema.attributes.items():
+        if attribute.default_value.name:
+            given.setdefault(name, attribute.default_value)
+    for node in body.node:
+        for attribute in list(node.attribute):
+            if wanted := attribute.ref_attr_name:
+                name = attribute.name
+                node.attribute.remove(attribute)
+                if wanted in given:
+                    node.attribute.add().CopyFrom(given[wanted])
+                    node.attribute[-1].name = name
+    return body
 
 
-def _global_average_pool(node: ir.Node, inputs: list[Value | None]) -> Array:
-    x = inputs[0]
-    assert x is not None
-    return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+def _type_of(array: Any) -> bytes:
+    import onnx
 
-
-def _cast(node: ir.Node, inputs: list[Value | None]) -> Value:
-    """Cast and CastLike; a cast between float types changes nothing here."""
-    x = inputs[0]
-    assert x is not None
-    out = node.outputs[0].dtype
-    if node.op_type == "Cast":
-        out = ir.DataType(int_attribute(node, "to", 1))
-    elif inputs[1] is not None and inputs[1].dtype.kind == "f":
-        out = ir.DataType.DOUBLE
-    if out in _FLOATS:
-        return x.astype(np.float64)
-    return _reference(node, inputs)[0]
-
-
-def _identity(node: ir.Node, inputs: list[Value | None]) -> Value:
-    x = inputs[0]
-    assert x is not None
-    return x
-
-
-def _constant(node: ir.Node, inputs: list[Value | None]) -> Value:
-    array = constant(node.outputs[0])
-    if array is None:
-        raise DataFault("onnx.op", f"Constant {node.name!r} holds no tensor")
-    return _wide(array)
-
-
-_KERNELS: dict[str, Kernel] = {
-    "BatchNormalization": _batch_normalization,
-    "Cast": _cast,
-    "CastLike": _cast,
-    "Constant": _constant,
-    "Conv": _conv,
-    "GlobalAveragePool": _global_average_pool,
-    "Identity": _identity,
-    "LeakyRelu": _leaky_relu,
-    "MaxPool": _max_pool,
-    "Relu": _relu,
-}
+    a = np.asarray(array)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(a.dtype)
+    return onnx.helper.make_tensor_type_proto(kind, a.shape).SerializeToString()
