@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from vntools.export.affine import Array, Refused
 from vntools.export.graph import constant, int_attribute, ints_attribute, is_op
-from vntools.export.maps import Map, Term, composed, diagonal_map
+from vntools.export.maps import Map, Term, composed, diagonal_map, map_cost
+from vntools.export.probe_moves import Passing
 from vntools.export.region import Region
 
 _FARTHEST = 16  # operators that a map may pass
@@ -30,7 +31,7 @@ class Move:
 
     Attributes:
         node: what computes it now.
-        passed: nodes that it passes.
+        passed: operators that it passes.
         places: for each of the new maps the value that it is of, the map, and the node and
             the index of the input that is to read its result; the index is -1 where a pool
             and the 1x1 convolution before it change places.
@@ -38,7 +39,7 @@ class Move:
     """
 
     node: ir.Node
-    passed: tuple[ir.Node, ...]
+    passed: tuple[Passing, ...]
     places: tuple[tuple[ir.Value, Map, ir.Node, int], ...]
     forwards: bool
 
@@ -59,7 +60,7 @@ def moves(region: Region) -> Iterator[Move]:
             found = _backwards(region, node, term)
         if found is None:
             continue
-        touched = {found.node, *found.passed, *(p[2] for p in found.places)}
+        touched = {found.node, *(p.node for p in found.passed), *(p[2] for p in found.places)}
         touched |= {n for p in found.places if (n := p[0].producer()) is not None}
         if not touched & taken:
             taken |= touched
@@ -72,7 +73,7 @@ def _forwards(region: Region, node: ir.Node, value: ir.Value, term: Term) -> Mov
     if m.value is None and not (m.geometry.pointwise and m.axis == 1):
         return None
     places: list[tuple[ir.Value, Map, ir.Node, int]] = []
-    passed: list[ir.Node] = []
+    passed: list[Passing] = []
     todo: list[tuple[ir.Value, Map, int]] = [(value, m, 0)]
     while todo:
         at, carried, depth = todo.pop()
@@ -80,19 +81,19 @@ def _forwards(region: Region, node: ir.Node, value: ir.Value, term: Term) -> Mov
             return None
         for use in at.uses():
             reader = use.node
-            if reader.graph is not region.graph or reader in passed:
+            if reader.graph is not region.graph or reader in [p.node for p in passed]:
                 return None
             if is_op(reader, "Shape") and carried.value is not None:
                 continue
             try:
                 if reader.op_type in _STEPS and reader.domain in ("", "ai.onnx"):
                     through = _STEPS[reader.op_type](reader, carried, use.idx, True, region)
-                    passed.append(reader)
+                    passed.append(Passing(reader, {use.idx: carried}, through))
                     if at is value and carried.value is None and _shrinks(region, reader):
                         return _pool_first(node, reader, at, through)
                     todo.append((reader.outputs[0], through, depth + 1))
                     continue
-                if not _absorbs(region, reader, at, carried):
+                if not _absorbs(region, reader, at, carried, term.base):
                     return None
             except Refused as e:
                 if passed or reader.op_type in _STEPS:
@@ -114,7 +115,7 @@ def _pool_first(node: ir.Node, pool: ir.Node, at: ir.Value, m: Map) -> Move | No
     """A 1x1 convolution behind the pool that it stands before."""
     if len(at.uses()) != 1:
         return None
-    return Move(node, (pool,), ((pool.outputs[0], m, pool, -1),), True)
+    return Move(node, (Passing(pool, {0: m}, m),), ((pool.outputs[0], m, pool, -1),), True)
 
 
 def _shrinks(region: Region, node: ir.Node) -> bool:
@@ -128,7 +129,7 @@ def _shrinks(region: Region, node: ir.Node) -> bool:
     return max(ints_attribute(node, "strides") or (1,)) > 1 and after is not None
 
 
-def _absorbs(region: Region, reader: ir.Node, at: ir.Value, m: Map) -> bool:
+def _absorbs(region: Region, reader: ir.Node, at: ir.Value, m: Map, before: ir.Value) -> bool:
     """Whether a linear operator takes a map before it up, and costs no more."""
     expression = region.original.get(reader.outputs[0])
     if expression is None or len(expression.terms) != 1 or expression.terms[0].base is not at:
@@ -139,13 +140,16 @@ def _absorbs(region: Region, reader: ir.Node, at: ir.Value, m: Map) -> bool:
     both = composed(outer, m)
     if m.value is not None:
         return True
-    return both.geometry.weights <= outer.geometry.weights + m.geometry.weights
+    if both.geometry.weights > outer.geometry.weights + m.geometry.weights:
+        return False
+    apart = map_cost(before, m, region.sizes), map_cost(at, outer, region.sizes)
+    return map_cost(at, both, region.sizes)[0] <= apart[0][0] + apart[1][0]
 
 
 def _backwards(region: Region, node: ir.Node, term: Term) -> Move | None:
     """A channel affine towards the input."""
     places: list[tuple[ir.Value, Map, ir.Node, int]] = []
-    passed: list[ir.Node] = []
+    passed: list[Passing] = []
     todo: list[tuple[ir.Value, Map, ir.Node, int, int]] = [(term.base, term.map, node, 0, 0)]
     while todo:
         at, carried, reader, index, depth = todo.pop()
@@ -160,14 +164,16 @@ def _backwards(region: Region, node: ir.Node, term: Term) -> Move | None:
             return None
         try:
             if producer.op_type in _STEPS and producer.domain in ("", "ai.onnx"):
-                passed.append(producer)
+                inside: dict[int, Map] = {}
                 inputs = range(len(producer.inputs)) if producer.op_type == "Concat" else (0,)
                 for i in inputs:
                     source = producer.inputs[i]
                     if source is None:
                         return None
                     through = _STEPS[producer.op_type](producer, carried, i, False, region)
+                    inside[i] = through
                     todo.append((source, through, producer, i, depth + 1))
+                passed.append(Passing(producer, inside, carried))
                 continue
             expression = region.original.get(at)
             if expression is None or len(expression.terms) != 1 or expression.constants:
@@ -384,6 +390,7 @@ def _pad(node: ir.Node, m: Map, _index: int, _forward: bool, _region: Region) ->
     if m.axis not in (None, 1):
         raise Refused("it pads along that axis")
     if mode is None or mode.as_string() == "constant":
+        _require_diagonal(m)  # other maps meet it as linear nodes
         fill = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         given = len(node.inputs) > 2 and node.inputs[2] is not None
         value = node.attributes["value"].as_float() if "value" in node.attributes else 0.0

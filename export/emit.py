@@ -41,6 +41,7 @@ class Writer:
         for part in (graph, *graph.subgraphs()):
             self._values |= set(part.initializers) | {v.name for v in part.inputs}
         self._nodes = {n.name for n in graph.all_nodes()}
+        self._left: set[ir.Node] = set()
         self._wanted: dict[ir.Value, str] = {}
 
     def write(
@@ -66,9 +67,15 @@ class Writer:
             nodes.discard()
             raise
 
-    def release(self, names: Iterable[str]) -> None:
-        """Names of nodes that are on their way out, free to be given again."""
-        self._nodes -= {*names}
+    def release(self, nodes: Iterable[ir.Node | None]) -> None:
+        """Names of nodes that are on their way out, free to be given again: once each."""
+        leaving = dict.fromkeys(n for n in nodes if n is not None and n not in self._left)
+        self._left |= {*leaving}
+        self._nodes -= {n.name for n in leaving}
+
+    def keep(self, nodes: Iterable[ir.Node | None]) -> None:
+        """Take the names of nodes that stay after all."""
+        self._nodes |= {n.name for n in nodes if n is not None}
 
     def fresh(self, wanted: str, taken: set[str | None]) -> str:
         """``wanted``, or ``wanted_1`` and so on, where a thing is called so."""
@@ -193,6 +200,7 @@ class _Nodes:
         inputs: list[ir.Value],
         attributes: dict[str, Any] | None = None,
         layer: str = "",
+        shape: ir.Shape | None = None,
     ) -> ir.Value:
         held = [_attribute(k, v) for k, v in (attributes or {}).items()]
         node = ir.Node("", op_type, inputs, held)
@@ -200,7 +208,7 @@ class _Nodes:
         out = node.outputs[0]
         out.name = self._writer.value_name(f"{node.name}.out")
         out.type = ir.TensorType(self._dtype)
-        out.shape = self._value.shape
+        out.shape = self._value.shape if shape is None else shape
         self._made.append(node)
         return out
 
@@ -231,7 +239,7 @@ class _Nodes:
         if (scale == 1).all() or (scale == -1).all():
             return _Part(base, bool(scale[0] == -1))
         column = self._constant("scale", self._column(m.axis, scale))
-        return _Part(self._node("Mul", [base, column]))
+        return _Part(self._node("Mul", [base, column], shape=base.shape))
 
     def _normalization(self, value: AffineConv, base: ir.Value) -> ir.Value:
         """A scale and a shift along axis 1 as the one operator that has both."""
@@ -251,25 +259,43 @@ class _Nodes:
         if not conv.axes and m.axis == 1 and rank > 3:  # no operator has a matrix there
             conv = lift(conv, rank - 2)
         if conv.axes:
-            return self._convolution(conv, bias, base, layer)
+            return self._convolution(m, conv, bias, base)
         matrix = _dense(conv)
         if m.axis == 1 and self._rank == 2:
             inputs = [base, self._constant("weight", matrix, layer)]
             held = np.zeros(conv.out_channels) if bias is None else bias
             inputs.append(self._constant("bias", held, layer))
-            return self._node("Gemm", inputs, {"transA": int(m.turned), "transB": 1}, layer)
+            given = {"transA": int(m.turned), "transB": 1}
+            return self._node("Gemm", inputs, given, layer, self._shape(m, base))
         assert m.axis is not None
         if m.axis in (-1, (self._rank or 0) - 1):
             weight = self._constant("weight", np.ascontiguousarray(matrix.T), layer)
-            return self._node("MatMul", [base, weight], layer=layer)
-        return self._node(
-            "MatMul", [self._constant("weight", matrix, layer), base], layer=layer
-        )
+            inputs = [base, weight]
+        else:
+            inputs = [self._constant("weight", matrix, layer), base]
+        return self._node("MatMul", inputs, layer=layer, shape=self._shape(m, base))
+
+    def _shape(self, m: Map, base: ir.Value) -> ir.Shape | None:
+        """What a map makes of a base: it may be less than a sum that broadcasts it."""
+        g, whole = m.geometry, self._value.shape
+        if base.shape is None or m.axis is None or m.turned:
+            return None
+        dims = list(base.shape)
+        if g.axes and (whole is None or not len(whole) == len(dims) == g.axes + 2):
+            return None
+        for a in range(g.axes):
+            extent = dims[a + 2]
+            if isinstance(extent, int):
+                dims[a + 2] = g.output_size((extent,) * g.axes)[a]
+            elif whole is not None and not g.pointwise:
+                dims[a + 2] = whole[a + 2]
+        dims[m.axis] = g.out_channels
+        return ir.Shape(dims)
 
     def _convolution(
-        self, conv: AffineConv, bias: Array | None, base: ir.Value, layer: str
+        self, m: Map, conv: AffineConv, bias: Array | None, base: ir.Value
     ) -> ir.Value:
-        weight = conv.weight
+        weight, layer = conv.weight, m.layer or self._name
         attributes: dict[str, Any] = {
             "kernel_shape": conv.kernel,
             "strides": conv.strides,
@@ -288,8 +314,9 @@ class _Nodes:
             weight = split.reshape(-1, *split.shape[2:])
         inputs = [base, self._constant("weight", weight, layer)]
         if bias is not None:
-            inputs.append(self._constant("bias", bias, layer))
-        return self._node(op_type, inputs, attributes, layer)
+            held = np.broadcast_to(bias, (conv.out_channels,))
+            inputs.append(self._constant("bias", held, layer))
+        return self._node(op_type, inputs, attributes, layer, self._shape(m, base))
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:

@@ -6,6 +6,7 @@ __all__ = [
     "ONNX_DOMAINS",
     "GraphStats",
     "constant",
+    "evaluated",
     "int_attribute",
     "is_data",
     "is_float",
@@ -164,7 +165,7 @@ def _fold_node(
     arrays = [None if v is None else _fold(v, memo, depth) for v in node.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
         return None
-    return _evaluate(node, arrays)
+    return evaluated(node, arrays)
 
 
 def _picked(
@@ -216,8 +217,8 @@ def _constant_attribute(node: ir.Node) -> NDArray[Any] | None:
     return None
 
 
-def _evaluate(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any] | None:
-    """One node over constant inputs, by ONNX's own reference implementation."""
+def evaluated(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """One node over arrays, by ONNX's own reference implementation; None where it fails."""
     from onnx.reference import ReferenceEvaluator
 
     if node.op_type in ("Expand", "ConstantOfShape"):

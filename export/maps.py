@@ -17,6 +17,7 @@ __all__ = [
     "cropping",
     "expression_cost",
     "gathered",
+    "map_cost",
     "scalar_map",
     "substituted",
 ]
@@ -53,6 +54,7 @@ Sizes = Mapping[ir.Value, tuple[int, ...]]
 """Static sizes of values, or such as they would have with dynamic axes at a nominal extent."""
 
 _NOMINAL_EXTENT = 224
+_MOST_AXES = 5  # of a value that is convolved: batch, channels, three spatial ones
 _UNWRITABLE = 1 << 20  # nodes: what no operator computes is never chosen
 
 
@@ -158,7 +160,13 @@ def _unbiased(conv: AffineConv) -> AffineConv:
 
 
 def diagonal_map(scale: NDArray[Any], shift: NDArray[Any] | None, axis: int | None) -> Map:
-    """The map y = scale x + shift, (channels,) each; axis None: one number for all."""
+    """The map y = scale x + shift, (channels,) each; axis None: one number for all.
+
+    Raises:
+        Refused: there are no channels.
+    """
+    if not scale.size:
+        raise Refused("it has no channels")
     value = diagonal(widened(scale), None if shift is None else widened(shift))
     return Map(value.geometry, axis, bool(value.bias.any()), lambda: value, value)
 
@@ -309,7 +317,7 @@ def _rank(value: ir.Value) -> int | None:
     return None if value.shape is None else len(value.shape)
 
 
-def _map_cost(base: ir.Value, m: Map, sizes: Sizes) -> tuple[int, int]:
+def map_cost(base: ir.Value, m: Map, sizes: Sizes) -> tuple[int, int]:
     """Multiply-accumulates and weights."""
     if m.value is not None:
         return 0, 0
@@ -329,7 +337,7 @@ def _map_cost(base: ir.Value, m: Map, sizes: Sizes) -> tuple[int, int]:
 def expression_cost(expression: Expression, sizes: Sizes) -> Cost:
     """What computing an expression costs."""
     work = [
-        _map_cost(t.base, t.map, sizes)
+        map_cost(t.base, t.map, sizes)
         for t in expression.terms
         if not (t.map.native and expression.node is not None)
     ]
@@ -361,7 +369,9 @@ def _writable(term: Term) -> bool:
     m, rank = term.map, _rank(term.base)
     if m.value is not None or m.geometry.axes:
         return True
-    return m.axis in (-1, -2) or (rank is not None and m.axis in (1, rank - 1, rank - 2))
+    if m.axis == 1 and rank is not None and rank <= _MOST_AXES:
+        return True
+    return m.axis in (-1, -2) or (rank is not None and m.axis in (rank - 1, rank - 2))
 
 
 def substituted(
@@ -407,7 +417,17 @@ def substituted(
                 Term(part.base, composed(outer if i == 0 else outer.without_bias(), part.map))
             )
         constants += [_constant_through(outer, c, base) for c in inner.constants]
-    return Expression(tuple(gathered(terms, sizes)), tuple(_summed(constants)))
+    made = Expression(tuple(gathered(terms, sizes)), tuple(_summed(constants)))
+    axes = {_from_the_front(t) for t in made.terms if t.map.biased and t.map.axis is not None}
+    if len(axes | ({1} if made.carrier is not None and axes else set())) > 1:
+        raise Refused("their biases lie on different axes")
+    return made
+
+
+def _from_the_front(term: Term) -> int | None:
+    """The axis of a term's channels, from the front where the rank is known."""
+    axis, rank = term.map.axis, _rank(term.base)
+    return axis if axis is None or rank is None else axis % rank
 
 
 def _summed(constants: Iterable[Array]) -> list[Array]:
@@ -438,20 +458,29 @@ def _constant_through(outer: Map, c: Array, base: ir.Value) -> Array:
 
 def gathered(terms: list[Term], sizes: Sizes) -> list[Term]:
     """Terms of one value added up wherever that costs no more; the order stays."""
+    apart: dict[ir.Value, list[Term]] = {}
+    for term in terms:
+        apart.setdefault(term.base, []).append(term)
+    if len(apart) == len(terms):
+        return terms
+    left = [t for some in apart.values() for t in _gathered(some, sizes)]
+    order = {id(t): i for i, t in enumerate(terms)}
+    return sorted(left, key=lambda t: order.get(id(t), order[id(apart[t.base][0])]))
+
+
+def _gathered(terms: list[Term], sizes: Sizes) -> list[Term]:
     left = list(terms)
     while True:
         best: tuple[tuple[int, int], int, int, Map] | None = None
         for j in range(1, len(left)):
             for i in range(j):
-                if left[i].base is not left[j].base:
-                    continue
                 try:
                     both = added(left[i].map, left[j].map)
                 except Refused:
                     continue
                 base = left[i].base
-                apart = [_map_cost(base, m, sizes) for m in (left[i].map, left[j].map)]
-                whole = _map_cost(base, both, sizes)
+                apart = [map_cost(base, m, sizes) for m in (left[i].map, left[j].map)]
+                whole = map_cost(base, both, sizes)
                 gain = (
                     whole[0] - apart[0][0] - apart[1][0],
                     whole[1] - apart[0][1] - apart[1][1],

@@ -122,6 +122,8 @@ def _weighted(
     node: ir.Node, geometry: Geometry, weight: Callable[[], NDArray[Any]], bias: Any, axis: int
 ) -> Map:
     """A map with weights of its own, which are read when they are wanted."""
+    if not geometry.weights:
+        raise Refused("it has no channels")
     held = np.zeros(geometry.out_channels) if bias is None else widened(bias).reshape(-1)
     if held.size != geometry.out_channels:
         raise Refused("its bias does not fit its channels")
@@ -507,6 +509,8 @@ def _p_relu(node: ir.Node, reader: Reader) -> Expression:
     rank = reader.rank(node.inputs[0])
     if slopes.ndim and (rank is None or slopes.ndim > rank):
         raise Refused("a constant of more axes than its data may broadcast it")
+    if slopes.size > 1 and node.inputs[0] is not None:
+        _require_within(slopes, node.inputs[0])
     return _one(node, scalar_map(1.0))
 
 

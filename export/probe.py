@@ -85,13 +85,13 @@ class Probe:
         for value in reversed(gone):
             for term in original[value].terms:
                 left[term.base] += 1
-                # Only what channel affines alone read is wanted in part.
-                affine = value in sampled and term.map.value is not None
-                if affine and term.base not in self._feeds:
+                # Only what is read channel by channel, and no otherwise, is wanted in part.
+                apart = value in sampled and _channelwise(term.map)
+                if apart and term.base not in self._feeds:
                     sampled.add(term.base)
-        for value in gone:
+        for value in reversed(gone):
             for term in original[value].terms:
-                if value not in sampled or term.map.value is None:
+                if value not in sampled or not _channelwise(term.map):
                     sampled.discard(term.base)
         values, largest = dict(self._feeds), 0.0
         for value in gone:
@@ -117,10 +117,11 @@ class Probe:
         self, m: Map, conv: AffineConv, xs: list[Array], rows: Rows, *, whole: bool
     ) -> list[Array]:
         """Output channels ``rows`` of a map; ``whole`` where ``xs`` have all channels."""
-        if m.value is not None and rows is not None:
+        if rows is not None and _channelwise(m):
             xs = [x[:, rows] for x in xs] if whole else xs
             if m.axis is not None:
-                conv = AffineConv.of(conv.weight[rows], conv.bias[rows], groups=rows.size)
+                weight, bias = conv.weight[rows], conv.bias[rows]
+                conv = replace(conv, weight=weight, bias=bias, groups=rows.size)
             rows = None
         if m.axis is None:
             return [x * conv.weight[0, 0] + conv.bias[0] for x in xs]
@@ -184,7 +185,7 @@ class Probe:
 
     def _sizes(self, terms: tuple[Term, ...], extra: int) -> dict[ir.Value, tuple[int, ...]]:
         """Spatial sizes of the bases that give one output size."""
-        found: dict[ir.Value, list[int]] = {t.base: [] for t in terms}
+        found: dict[ir.Value, tuple[int, ...]] = {t.base: () for t in terms}
         for a in range(self._axes):
             spread = [
                 -(-max(t.map.geometry.pad(a)) // t.map.geometry.strides[a])
@@ -193,24 +194,46 @@ class Probe:
             ]
             start = 2 * max(spread, default=0) + 2 + extra
             for places in range(start, start + _LARGEST_EXTENT):
-                sizes = [self._input(t.map, a, places, extra) for t in terms]
-                if None not in sizes:
+                sizes = self._extents(terms, a, places, extra)
+                if sizes is not None:
                     break
             else:
                 raise Refused("no input size is known to show it")
-            for term, size in zip(terms, sizes, strict=True):
-                assert size is not None
-                found[term.base].append(size)
-        return {base: tuple(size) for base, size in found.items()}
+            found = {base: (*size, sizes[base]) for base, size in found.items()}
+        return found
+
+    def _extents(
+        self, terms: tuple[Term, ...], a: int, places: int, extra: int
+    ) -> dict[ir.Value, int] | None:
+        """Extents of the bases along an axis at which all terms give ``places`` outputs."""
+        sizes: dict[ir.Value, int] = {}
+        for term in terms:
+            size = self._input(term.map, a, places, extra)
+            if size is None:
+                return None
+            sizes[term.base] = max(sizes.get(term.base, 0), size)
+        for term in terms:
+            g, size = term.map.geometry, sizes[term.base]
+            if places != (g.output_size((size,) * g.axes)[a] if g.axes else size):
+                return None
+        return sizes
 
     def _input(self, m: Map, a: int, places: int, extra: int) -> int | None:
         """The extent of the input that gives ``places`` outputs along an axis, if one does."""
         g = m.geometry
         if not g.axes:
             return places
+        if g.auto_pad is not None:
+            return g.strides[a] * places - (g.strides[a] - 1 if extra else 0)
         net = g.reach(a) + 1 - sum(g.pad(a))
         if g.output_padding is not None:
             steps, rest = divmod(places - net - g.output_padding[a], g.strides[a])
             return None if rest or steps < 0 else steps + 1
         size = g.strides[a] * (places - 1) + net + (g.strides[a] - 1 if extra else 0)
         return size if size >= 1 else None
+
+
+def _channelwise(m: Map) -> bool:
+    """Whether every output channel is made of the same input channel alone."""
+    g = m.geometry
+    return m.value is not None or g.groups == g.in_channels == g.out_channels

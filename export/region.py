@@ -25,8 +25,11 @@ from vntools.export.maps import (
 from vntools.export.operators import Reader, read, repeated
 
 _PATIENCE = 6  # values that may go in vain before the search for a better sum ends
+_CANDIDATES = 16  # values looked at for the cheapest one to go
 _SWEEPS = 4
 _NOMINAL_EXTENT = 224  # of a dynamic axis, where costs are compared
+_OTHER_EXTENTS = (3, 16)  # where they may be no higher: padding is much of a small map
+_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,19 @@ class Region:
     def __init__(self, graph: ir.Graph, opset: int) -> None:
         self.graph = graph
         self.sizes: dict[ir.Value, tuple[int, ...]] = {}
+        self._other_sizes = tuple(dict[ir.Value, tuple[int, ...]]() for _ in _OTHER_EXTENTS)
         self.skips: dict[ir.Node, str] = {}
         self.padded: dict[ir.Value, tuple[ir.Value, tuple[int, ...]]] = {}
         self.original: dict[ir.Value, Expression] = {}
         self._reader = Reader(opset, self.channels, self.rank)
         self._read()
+        self._fixed: set[ir.Value] = set()  # dearer than they were, on small maps
+        self._begin()
+        self._needed = {v for v in self.original if self._is_needed(v)}
+        self._index = {v: i for i, v in enumerate(self.original)}
+
+    def _begin(self) -> None:
+        """Everything is what it is in the graph."""
         self.expressions = dict(self.original)
         self._parents: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self._readers: dict[ir.Value, set[ir.Value]] = {v: set() for v in self.original}
@@ -75,8 +86,6 @@ class Region:
             for term in expression.terms:
                 if term.base in self._readers:
                     self._readers[term.base].add(value)
-        self._needed = {v for v in self.original if self._is_needed(v)}
-        self._index = {v: i for i, v in enumerate(self.original)}
 
     def channels(self, value: ir.Value, axis: int) -> int | None:
         """The extent of a value along an axis, where it is known."""
@@ -106,6 +115,25 @@ class Region:
 
     def settle(self) -> Iterator[Settled]:
         """Search, and yield what is to be computed otherwise, in the order of the graph."""
+        for _ in range(_ATTEMPTS):
+            self._search()
+            found = list(self._settled())
+            dearer = {s.value for s in found if self._is_dearer(s)}
+            if not dearer:
+                break
+            self._fixed |= dearer
+            self._begin()
+        yield from (s for s in found if s.value not in self._fixed)
+
+    def _is_dearer(self, settled: Settled) -> bool:
+        """Whether a dynamic size makes a value cost more than it did."""
+        for sizes in self._other_sizes:
+            before = sum(expression_cost(self.original[v], sizes)[0] for v in settled.gone)
+            if expression_cost(settled.expression, sizes)[0] > before:
+                return True
+        return False
+
+    def _search(self) -> None:
         for value in list(self.original):
             if value in self.expressions:
                 self._improve(value)
@@ -119,6 +147,8 @@ class Region:
             for value in sorted(again, key=self._index.__getitem__):
                 if value in self.expressions:
                     self._improve(value)
+
+    def _settled(self) -> Iterator[Settled]:
         for value, expression in self.expressions.items():
             if expression is not self.original[value]:
                 gone = self._origin(value)
@@ -153,19 +183,26 @@ class Region:
         """A static size, or a nominal one like that of the node's first input."""
         if value.shape is None:
             return
-        like = self.sizes.get(source) if source is not None else None
-        if like is None or len(like) != len(value.shape):
-            like = (_NOMINAL_EXTENT,) * len(value.shape)
-        self.sizes[value] = tuple(
-            d if isinstance(d, int) else n for d, n in zip(value.shape, like, strict=True)
-        )
+        for sizes, extent in self._all_sizes():
+            like = sizes.get(source) if source is not None else None
+            if like is None or len(like) != len(value.shape):
+                like = (extent,) * len(value.shape)
+            sizes[value] = tuple(
+                d if isinstance(d, int) else n for d, n in zip(value.shape, like, strict=True)
+            )
+
+    def _all_sizes(self) -> Iterator[tuple[dict[ir.Value, tuple[int, ...]], int]]:
+        yield self.sizes, _NOMINAL_EXTENT
+        yield from zip(self._other_sizes, _OTHER_EXTENTS, strict=True)
 
     def _measure(self, value: ir.Value, expression: Expression) -> None:
         """The nominal size of what a convolution makes of a nominal size."""
-        m, size = expression.terms[0].map, self.sizes.get(expression.terms[0].base)
-        if m.geometry.axes and size is not None and len(size) == m.geometry.axes + 2:
-            made = m.geometry.output_size(size[2:])
-            self.sizes[value] = (size[0], m.geometry.out_channels, *made)
+        m, base = expression.terms[0].map, expression.terms[0].base
+        for sizes, _ in self._all_sizes():
+            size = sizes.get(base)
+            if m.geometry.axes and size is not None and len(size) == m.geometry.axes + 2:
+                made = m.geometry.output_size(size[2:])
+                sizes[value] = (size[0], m.geometry.out_channels, *made)
 
     def _is_needed(self, value: ir.Value) -> bool:
         """Whether a graph output, a subgraph or a node that is not linear reads a value."""
@@ -221,6 +258,8 @@ class Region:
 
     def _improve(self, value: ir.Value) -> None:
         """Put values that only ``value`` reads into it, as long as that pays in the end."""
+        if value in self._fixed:
+            return
         state = self.expressions[value]
         plain = replace(state, node=None)
         cheaper = state.node is not None and self._cost(plain) < self._cost(state)
@@ -255,7 +294,7 @@ class Region:
         """The value whose going costs least: the change, the value, and the new expression."""
         best: tuple[Cost, ir.Value, Expression] | None = None
         around = {value, *gone}
-        now = self._cost(state)
+        now, seen = self._cost(state), 0
         for base in dict.fromkeys(t.base for t in state.terms):
             if base not in self.expressions:
                 continue
@@ -277,12 +316,15 @@ class Region:
                 continue
             if best is None or change < best[0]:
                 best = change, base, new
+            seen += 1
+            if seen == _CANDIDATES:
+                break
         return best
 
     def _dissolve(self, value: ir.Value) -> set[ir.Value]:
         """Put a value into all of its readers, if that pays; those readers."""
         readers = self._readers[value]
-        if not readers:
+        if not readers or readers & self._fixed:
             return set()
         total = _plus((0, 0, 0), self._cost(self.expressions[value]), sign=-1)
         made: dict[ir.Value, Expression] = {}

@@ -37,8 +37,10 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def _open(value: ir.Value) -> bool:
-    """Whether an extent of a value is neither known nor named."""
-    return value.shape is None or any(_unknown(d) for d in value.shape)
+    """Whether an extent of a value is neither known nor named; outputs stay as they are."""
+    if value.shape is None:
+        return True
+    return not value.is_graph_output() and any(_unknown(d) for d in value.shape)
 
 
 def _unknown(extent: int | ir.SymbolicDim) -> bool:

@@ -13,11 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from vntools.base.errors import InternalFault
+from vntools.export.affine import Refused
 from vntools.export.commute import Move, moves
 from vntools.export.emit import Overflow, Writer
 from vntools.export.graph import constant, is_op, remove_dead
 from vntools.export.maps import Expression, Term
 from vntools.export.probe import Probe
+from vntools.export.probe_moves import passing_error
 from vntools.export.region import Region, Settled
 from vntools.export.rewrite import GraphPass, Record, Rewrite, Skip, take_over
 
@@ -63,7 +65,8 @@ class CollapseLinear(GraphPass):
                 kept |= {r: None for r in records if isinstance(r, Skip)}
                 done = [r for r in records if isinstance(r, Rewrite)]
                 if not done:
-                    done = [self._move(part, writer, m) for m in list(moves(region))]
+                    made = [self._move(region, writer, m) for m in list(moves(region))]
+                    done = [r for r in made if r is not None]
                 yield from done
                 if not done:
                     for node, reason in region.skips.items():
@@ -85,14 +88,21 @@ class CollapseLinear(GraphPass):
         order = {v: i for i, v in enumerate(region.original)}
         remove_dead(graph, *sorted(dead, key=order.__getitem__))
 
-    def _move(self, graph: ir.Graph, writer: Writer, move: Move) -> Rewrite:
-        node = move.node
-        names = tuple(n.name or "" for n in (node, *move.passed))
+    def _move(self, region: Region, writer: Writer, move: Move) -> Rewrite | None:
+        graph, node = region.graph, move.node
+        names = tuple(n.name or "" for n in (node, *(p.node for p in move.passed)))
+        error = passing_error(move.passed, region.channels)
+        if error is None:
+            region.skips[node] = (
+                "it could move, but no input is known that would show it right"
+            )
+            return None
+        _require_exact(error, self.name, names)
         old = node.outputs[0]
         data = next(v for v in node.inputs if v is not None and constant(v) is None)
         if move.places[0][3] == -1:
-            _swap(graph, node, move.passed[0], data)
-            return Rewrite(self.name, names, node.name or "")
+            _swap(graph, node, move.passed[0].node, data)
+            return Rewrite(self.name, names, node.name or "", error=error)
         if move.forwards:
             old.replace_all_uses_with(data)
             _reshape(data, move)
@@ -114,7 +124,9 @@ class CollapseLinear(GraphPass):
             take_over(data, old) if old.is_graph_output() else old.replace_all_uses_with(data)
         held = _parameters(old)
         remove_dead(graph, old)
-        return Rewrite(self.name, names, move.places[-1][2].name or "", held, parameters)
+        return Rewrite(
+            self.name, names, move.places[-1][2].name or "", held, parameters, error=error
+        )
 
     def _write(
         self,
@@ -128,25 +140,23 @@ class CollapseLinear(GraphPass):
         assert producer is not None
         names = tuple(_name(v) for v in settled.gone)
         held = sum(_parameters(v) for v in settled.gone)
-        writer.release(names)
-        probe = Probe(region, settled)
         bases = [now.get(t.base, t.base) for t in expression.terms]
+        leaving = [v.producer() for v in settled.gone]
         try:
+            probe = Probe(region, settled)
+            writer.release(leaving)
             nodes, parameters = writer.write(expression, old, bases, probe.see)
-        except Overflow as e:
+        except (Overflow, Refused) as e:
+            writer.keep(leaving)
             raise _Unwritable(str(e)) from e
         if not nodes and old.is_graph_output() and bases[0].is_graph_output():
             raise _Unwritable("it would join two names of the graph")
         error = probe.error()
         if math.isnan(error):
+            writer.keep(leaving)
             remove_dead(graph, *(v for n in nodes for v in n.inputs))
             raise _Unwritable("its numbers are not finite")
-        if error > _EXACT:
-            raise InternalFault(
-                "pass.inexact",
-                f"{self.name} at {names[-1]}: before and after differ by {error:.1e}",
-                hint="report it, with the graph",
-            )
+        _require_exact(error, self.name, names)
         if nodes:
             graph.insert_before(producer, nodes)
             now[old] = nodes[-1].outputs[0]
@@ -170,6 +180,15 @@ class CollapseLinear(GraphPass):
         )
 
 
+def _require_exact(error: float, rule: str, names: tuple[str, ...]) -> None:
+    if error > _EXACT:
+        raise InternalFault(
+            "pass.inexact",
+            f"{rule} at {names[-1]}: before and after differ by {error:.1e}",
+            hint="report it, with the graph",
+        )
+
+
 def _settle_constants(graph: ir.Graph, writer: Writer) -> None:
     """Let no constant hang on data of which it needs the type or the static shape alone.
 
@@ -190,8 +209,8 @@ def _settle_constants(graph: ir.Graph, writer: Writer) -> None:
 def _reshape(data: ir.Value, move: Move) -> None:
     """Shapes on the way of a map that changes the number of channels."""
     source, old = data.shape, move.node.outputs[0].shape
-    for node in move.passed:
-        value = node.outputs[0]
+    for step in move.passed:
+        value = step.node.outputs[0]
         if source is None or old is None or value.shape is None:
             continue
         if source[1:2] != old[1:2]:
@@ -222,9 +241,8 @@ def _follow_shapes(graph: ir.Graph) -> None:
 def _swap(graph: ir.Graph, conv: ir.Node, pool: ir.Node, data: ir.Value) -> None:
     """Let a 1x1 convolution read the pool that it stood before."""
     first = ir.node(pool.op_type, [data], dict(pool.attributes.items()))
-    second = ir.node(
-        conv.op_type, [first.outputs[0], *conv.inputs[1:]], dict(conv.attributes.items())
-    )
+    inputs = [first.outputs[0] if v is data else v for v in conv.inputs]
+    second = ir.node(conv.op_type, inputs, dict(conv.attributes.items()))
     first.name, second.name = pool.name, conv.name
     old = pool.outputs[0]
     pooled = first.outputs[0]

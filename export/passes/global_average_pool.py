@@ -13,6 +13,7 @@ import onnx_ir as ir
 from vntools.export.graph import constant, int_attribute, ints_attribute, is_op, remove_dead
 from vntools.export.rewrite import GraphPass, Record, Rewrite, take_over
 
+_MOST_AXES = 5  # no runtime pools over more than three spatial ones
 _POOLED = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 
 
@@ -21,7 +22,7 @@ class GlobalAveragePool(GraphPass):
     """Given:  y = ReduceMean(x) over all axes from the third on, keepdims=1
     Result: y = GlobalAveragePool(x);  x (n, c, d_1 .. d_k)
 
-    Needs: constant axes, the rank of x known, its type a float (ReduceMean takes integers
+    Needs: constant axes, the rank of x known and at most 5, its type a float (ReduceMean takes integers
     too).
     Source: ONNX ReduceMean-18 (axes as an input) and -13 (as an attribute),
     GlobalAveragePool-1.
@@ -37,7 +38,12 @@ class GlobalAveragePool(GraphPass):
             x = node.inputs[0]
             rank = len(x.shape) if x is not None and x.shape is not None else 0
             axes = _axes(node)
-            if x is None or rank < 3 or axes is None or x.dtype not in _POOLED:
+            if (
+                x is None
+                or not 3 <= rank <= _MOST_AXES
+                or axes is None
+                or x.dtype not in _POOLED
+            ):
                 continue
             if sorted(a % rank for a in axes) != list(range(2, rank)):
                 continue

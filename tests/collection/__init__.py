@@ -9,6 +9,7 @@ from tests.collection import (
     blocks,
     channel_affines,
     forms,
+    found,
     matrices,
     nonlinear,
     parallel,
@@ -29,6 +30,7 @@ _SUBJECTS = (
     nonlinear,
     readers,
     forms,
+    found,
 )
 GRAPHS: dict[str, Graph] = {g.name: g for subject in _SUBJECTS for g in subject.GRAPHS}
 assert len(GRAPHS) == sum(len(s.GRAPHS) for s in _SUBJECTS), "two graphs have one name"

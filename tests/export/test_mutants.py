@@ -583,25 +583,25 @@ MUTANTS = (
     Mutant(
         "MaxPool: a negative scale passes",
         step("MaxPool", as_it_is),
-        "outputs",
+        "probe",
         ("before: negative scale, max pool, 1x1",),
     ),
     Mutant(
         "Relu: a shift passes",
         step("Relu", as_it_is),
-        "outputs",
+        "probe",
         ("before: shift, relu, conv",),
     ),
     Mutant(
         "AveragePool: a shift passes padding that counts",
         step("AveragePool", as_it_is),
-        "outputs",
+        "probe",
         ("before: shift, average pool that counts padding, 1x1",),
     ),
     Mutant(
         "Concat: a map goes into the other part",
         step("Concat", concat_of_the_other_part),
-        "outputs",
+        "probe",
         ("past: concat, bn", "before: bn beside another in a concat, 1x1"),
     ),
     Mutant(
@@ -613,7 +613,7 @@ MUTANTS = (
     Mutant(
         "Reshape: merged axes are tiled",
         merged_axes_tiled,
-        "outputs",
+        "probe",
         ("before: bn, flatten, gemm",),
     ),
     Mutant(
