@@ -115,6 +115,7 @@ class Region:
 
     def settle(self) -> Iterator[Settled]:
         """Search, and yield what is to be computed otherwise, in the order of the graph."""
+        found: list[Settled] = []
         for _ in range(_ATTEMPTS):
             self._search()
             found = list(self._settled())

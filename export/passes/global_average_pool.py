@@ -22,8 +22,8 @@ class GlobalAveragePool(GraphPass):
     """Given:  y = ReduceMean(x) over all axes from the third on, keepdims=1
     Result: y = GlobalAveragePool(x);  x (n, c, d_1 .. d_k)
 
-    Needs: constant axes, the rank of x known and at most 5, its type a float (ReduceMean takes integers
-    too).
+    Needs: constant axes, the rank of x known and at most 5, its type a float (ReduceMean takes
+    integers too).
     Source: ONNX ReduceMean-18 (axes as an input) and -13 (as an attribute),
     GlobalAveragePool-1.
     """
