@@ -24,7 +24,7 @@ __all__ = [
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -217,7 +217,7 @@ def _constant_attribute(node: ir.Node) -> NDArray[Any] | None:
     return None
 
 
-def evaluated(node: ir.Node, arrays: list[NDArray[Any] | None]) -> NDArray[Any] | None:
+def evaluated(node: ir.Node, arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
     """One node over arrays, by ONNX's own reference implementation; None where it fails."""
     from onnx.reference import ReferenceEvaluator
 
