@@ -32,7 +32,13 @@ from vntools.base.errors import UsageFault
 from vntools.base.provenance import version_of
 from vntools.base.tolerance import Tolerance
 from vntools.pipeline.listener import Listener, Stopwatch
-from vntools.pipeline.references import Source, make_references, seeded_feeds, share_cores
+from vntools.pipeline.references import (
+    Source,
+    keep_memory,
+    make_references,
+    seeded_feeds,
+    share_cores,
+)
 from vntools.pipeline.serialize import serialize
 
 if TYPE_CHECKING:
@@ -139,6 +145,7 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
     require_file(options.ckpt)
     check_output(options.out, force=options.force, inputs=(options.ckpt,))
     phase = Stopwatch(listener)
+    keep_memory()
     share_cores()
     with beside() as pool, _uncollected():
         digest = pool.submit(sha256_file, options.ckpt)
