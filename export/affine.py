@@ -26,6 +26,7 @@ __all__ = [
     "lift",
     "plan_add",
     "plan_compose",
+    "same_pads",
     "scale_channels",
     "widened",
 ]
@@ -269,7 +270,8 @@ def apply(conv: AffineConv, x: Array) -> Array:
     if conv.output_padding is not None:
         return _apply_transposed(conv, x, size)
     if conv.auto_pad is not None:
-        return apply(_padded(conv, x.shape[2:]), x)
+        pads = same_pads(conv.auto_pad, x.shape[2:], conv.kernel, conv.strides, conv.dilations)
+        return apply(replace(conv, pads=pads, auto_pad=None), x)
     edges = [(0, 0), (0, 0), *(conv.geometry.pad(a) for a in range(conv.axes))]
     padded = np.pad(x, edges) if any(conv.pads) else x
     y = np.zeros((n, g, conv.out_channels // g, places))
@@ -283,16 +285,23 @@ def apply(conv: AffineConv, x: Array) -> Array:
     return y.reshape(n, -1, *size) + conv.bias.reshape((1, -1) + (1,) * conv.axes)
 
 
-def _padded(conv: AffineConv, size: tuple[int, ...]) -> AffineConv:
-    """A convolution of automatic padding as it is for one input size."""
-    g = conv.geometry
-    total = [
-        max((m - 1) * g.strides[a] + g.reach(a) + 1 - n, 0)
-        for a, (n, m) in enumerate(zip(size, g.output_size(size), strict=True))
+def same_pads(
+    mode: str,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> tuple[int, ...]:
+    """What auto_pad SAME_UPPER or SAME_LOWER pads an input of spatial ``size``.
+
+    So much that ceil(n / s) places come out; the odd one behind, or in front.
+    """
+    totals = [
+        max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
     ]
-    small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-    pads = (*small, *large) if conv.auto_pad == "SAME_UPPER" else (*large, *small)
-    return replace(conv, pads=pads, auto_pad=None)
+    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    return (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
 
 
 def _accumulate(y: Array, tap: NDArray[Any], part: Array) -> None:

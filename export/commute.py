@@ -18,6 +18,7 @@ import onnx_ir as ir
 from vntools.export.affine import Array, Refused
 from vntools.export.graph import constant, int_attribute, ints_attribute, is_op
 from vntools.export.maps import Map, Term, composed, diagonal_map, map_cost
+from vntools.export.operators import pads_of
 from vntools.export.probe_moves import Passing
 from vntools.export.region import Region
 
@@ -397,8 +398,7 @@ def _pad(node: ir.Node, m: Map, _index: int, _forward: bool, _region: Region) ->
         if m.biased or (given and (fill is None or fill.any())) or value:
             raise Refused("its padding is not mapped")
     source = node.inputs[0]
-    held = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    pads = ints_attribute(node, "pads") or (None if held is None else tuple(held))
+    pads = pads_of(node)
     if pads is None or source is None or source.shape is None or len(node.inputs) > 3:
         raise Refused("its padding is unknown")
     rank = len(source.shape)

@@ -13,7 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vntools.export.affine import AffineConv, Array, lift, widened
+from vntools.export.graph import add_initializer, free_name, value_names
 from vntools.export.maps import Expression, Map, Term
+from vntools.export.naming import rename_initializer
 
 
 class Overflow(Exception):
@@ -37,9 +39,7 @@ class Writer:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._values = {v.name for n in graph.all_nodes() for v in n.outputs}
-        for part in (graph, *graph.subgraphs()):
-            self._values |= set(part.initializers) | {v.name for v in part.inputs}
+        self._values = value_names(graph)
         self._nodes = {n.name for n in graph.all_nodes()}
         self._left: set[ir.Node] = set()
         self._wanted: dict[ir.Value, str] = {}
@@ -79,10 +79,7 @@ class Writer:
 
     def fresh(self, wanted: str, taken: set[str | None]) -> str:
         """``wanted``, or ``wanted_1`` and so on, where a thing is called so."""
-        name, i = wanted, 0
-        while name in taken:
-            i += 1
-            name = f"{wanted}_{i}"
+        name = free_name(wanted, taken)
         taken.add(name)
         return name
 
@@ -98,16 +95,10 @@ class Writer:
         if not self._wanted:
             return
         graph = self._graph
-        taken = {v.name for n in graph.all_nodes() for v in n.outputs}
-        for part in (graph, *graph.subgraphs()):
-            taken |= set(part.initializers) | {v.name for v in part.inputs}
+        taken = value_names(graph)
         for value, wanted in self._wanted.items():
-            if value.is_initializer() and value.name is not None and wanted not in taken:
-                del graph.initializers[value.name]
-                value.name = wanted
-                if value.const_value is not None:
-                    value.const_value.name = wanted
-                graph.register_initializer(value)
+            if value.is_initializer() and wanted not in taken:
+                rename_initializer(graph, value, wanted)
                 taken.add(wanted)
         self._wanted.clear()
 
@@ -122,14 +113,7 @@ class Writer:
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """A new initializer."""
         wanted, name = name, self.value_name(name)
-        tensor = ir.Tensor(array, name=name)
-        made = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self._graph.register_initializer(made)
+        made = add_initializer(self._graph, name, array)
         if name != wanted:
             self._wanted[made] = wanted
         return made

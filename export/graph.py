@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = [
     "ONNX_DOMAINS",
     "GraphStats",
+    "add_initializer",
     "constant",
     "evaluated",
+    "free_name",
     "int_attribute",
     "is_data",
     "is_float",
@@ -18,13 +20,14 @@ __all__ = [
     "stats",
     "symbolic_vector",
     "unique_name",
+    "value_names",
     "without_weights",
 ]
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -356,14 +359,37 @@ def spatial_size(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:
 
 def unique_name(graph: ir.Graph, wanted: str) -> str:
     """``wanted``, or ``wanted_1`` and so on where a value, even a subgraph's, is called so."""
+    return free_name(wanted, value_names(graph))
+
+
+def value_names(graph: ir.Graph) -> set[str | None]:
+    """Names of all values, those of subgraphs too."""
     taken = {v.name for n in graph.all_nodes() for v in n.outputs}
     for part in (graph, *graph.subgraphs()):
         taken |= set(part.initializers) | {v.name for v in part.inputs}
+    return taken
+
+
+def free_name(wanted: str, taken: Container[str | None]) -> str:
+    """``wanted``, or ``wanted_1`` and so on where that is taken."""
     name, i = wanted, 0
     while name in taken:
         i += 1
         name = f"{wanted}_{i}"
     return name
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer; no value of the graph has its name yet."""
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def remove_dead(graph: ir.Graph, *values: ir.Value | None) -> None:

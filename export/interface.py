@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vntools.base.errors import UsageFault
+from vntools.export.graph import add_initializer
 
 INPUT_TYPES = ("uint8", "fp32", "fp16")
 LAYOUTS = ("nchw", "nhwc")
@@ -121,8 +122,8 @@ class Interface:
                 np.array(v) * (_LARGEST if self._bytes else 1)
                 for v in (self.normalize.mean, self.normalize.std)
             )
-            shift = _initializer(graph, f"{old.name}.shift", _column(-mean))
-            scale = _initializer(graph, f"{old.name}.scale", _column(1 / std))
+            shift = add_initializer(graph, f"{old.name}.shift", _column(-mean))
+            scale = add_initializer(graph, f"{old.name}.scale", _column(1 / std))
             x = step("Add", [x, shift], f"{old.name}.add")
             x = step("Mul", [x, scale], f"{old.name}.mul")
         if x is taken:
@@ -225,18 +226,6 @@ def _column(numbers: NDArray[Any]) -> NDArray[np.float32]:
     return numbers.astype(np.float32).reshape(-1, 1, 1)
 
 
-def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
-
-
 def _output(
     value: ir.Value, name: str, like: ir.Value, classes: int | None = None
 ) -> ir.Value:
@@ -269,7 +258,7 @@ def _top(graph: ir.Graph) -> list[ir.Value]:
             hint="use --head softmax",
         )  # fmt: skip
     shares = _softmax(graph, "probabilities")
-    k = _initializer(graph, "top.k", np.array([_TOP], np.int64))
+    k = add_initializer(graph, "top.k", np.array([_TOP], np.int64))
     top = ir.node(
         "TopK", [logits, k], {"axis": 1, "largest": 1, "sorted": 1}, num_outputs=2, name="top"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["name_nodes", "rename"]
+__all__ = ["name_nodes", "rename", "rename_initializer"]
 
 from collections import Counter
 from collections.abc import Callable
@@ -38,20 +38,20 @@ def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:
             node.name = layer(weight.name.removesuffix(".weight"))
             for value, part in zip(node.inputs[1:], ("weight", "bias"), strict=False):
                 if value is not None and value.is_initializer() and len(value.uses()) == 1:
-                    _move(graph, value, f"{node.name}.{part}")
+                    rename_initializer(graph, value, f"{node.name}.{part}")
         else:
             node.name = f"{node.op_type.lower()}_{numbers[node.op_type]}"
             numbers[node.op_type] += 1
             for i, value in enumerate(node.inputs):
                 if value is not None and value.is_initializer() and value not in moved:
-                    _move(graph, value, f"{node.name}.input{i}")
+                    rename_initializer(graph, value, f"{node.name}.input{i}")
                     moved.add(value)
         for value in node.outputs:
             if not value.is_graph_output():
                 value.name = f"{node.name}.out"
 
 
-def _move(graph: ir.Graph, value: ir.Value, name: str) -> None:
+def rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
     """Rename an initializer, unless another one has the name."""
     if name in graph.initializers or value.name is None:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Reader", "read", "repeated"]
+__all__ = ["Reader", "pads_of", "read", "repeated"]
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vntools.export.affine import AffineConv, Geometry, Refused, average, widened
+from vntools.export.affine import AffineConv, Geometry, Refused, average, same_pads, widened
 from vntools.export.graph import (
     ONNX_DOMAINS,
     constant,
@@ -169,17 +169,10 @@ def _pads(
         return ints_attribute(node, "pads") or (0,) * 2 * axes
     if mode == "VALID":
         return (0,) * 2 * axes
-    totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
+    size: tuple[int, ...] | None = (1,) * axes  # at stride 1 any size pads alike
     if max(strides, default=1) > 1:
         size = _spatial(node.inputs[0], axes)
-        if size is None:
-            return mode
-        totals = [
-            max((-(-n // s) - 1) * s + reach + 1 - n, 0)
-            for n, s, reach in zip(size, strides, totals, strict=True)
-        ]
-    small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-    return (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
+    return mode if size is None else same_pads(mode, size, kernel, strides, dilations)
 
 
 def _spatial(value: ir.Value | None, axes: int) -> tuple[int, ...] | None:
@@ -260,10 +253,14 @@ def _matrix(out: int, inside: int) -> Geometry:
     return Geometry(out, inside, (), (), (), ())
 
 
-def _gemm(node: ir.Node, reader: Reader) -> Expression:
-    """Gemm-13: alpha A' B' + beta C."""
+def _require_broadcasting(node: ir.Node, reader: Reader) -> None:
     if reader.version(node) < 7:
         raise Refused("before opset 7 it broadcasts by attributes")
+
+
+def _gemm(node: ir.Node, reader: Reader) -> Expression:
+    """Gemm-13: alpha A' B' + beta C."""
+    _require_broadcasting(node, reader)
     shape = _shape(node.inputs[1], "its weight", reader)
     turned = bool(int_attribute(node, "transB", 0))
     alpha, beta = _attribute(node, "alpha", 1.0), _attribute(node, "beta", 1.0)
@@ -370,8 +367,7 @@ def _affine(
 
 def _sides(node: ir.Node, reader: Reader) -> tuple[int | None, NDArray[Any] | None]:
     """Which input of two is data where the other is constant, and that constant."""
-    if reader.version(node) < 7:
-        raise Refused("before opset 7 it broadcasts by attributes")
+    _require_broadcasting(node, reader)
     for at in (0, 1):
         if constant(node.inputs[1 - at]) is not None or _overridable(node.inputs[1 - at]):
             return at, widened(reader.number(node.inputs[1 - at], "one of its operands"))
@@ -445,15 +441,13 @@ def _require_within(array: NDArray[Any], data: ir.Value) -> None:
 
 def _add(node: ir.Node, reader: Reader) -> Expression:
     """Add-14 and Sum-13."""
-    if reader.version(node) < 7:
-        raise Refused("before opset 7 it broadcasts by attributes")
+    _require_broadcasting(node, reader)
     return _sum_of(node, (1.0,) * len(node.inputs), reader)
 
 
 def _sub(node: ir.Node, reader: Reader) -> Expression:
     """Sub-14."""
-    if reader.version(node) < 7:
-        raise Refused("before opset 7 it broadcasts by attributes")
+    _require_broadcasting(node, reader)
     return _sum_of(node, (1.0, -1.0), reader)
 
 
@@ -547,14 +541,12 @@ def _pad(node: ir.Node, reader: Reader) -> Expression:
         raise Refused(f"it pads by the data ({mode.as_string()})")
     source = node.inputs[0]
     rank = reader.rank(source)
-    pads, value = ints_attribute(node, "pads"), _attribute(node, "value", 0.0)
-    if pads is None and len(node.inputs) > 1:
-        held = constant(node.inputs[1])
+    pads, value = pads_of(node), _attribute(node, "value", 0.0)
+    if "pads" not in node.attributes and len(node.inputs) > 1:
         fill = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         filled = len(node.inputs) > 2 and node.inputs[2] is not None
-        if held is None or (filled and fill is None):
+        if pads is None or (filled and fill is None):
             raise Refused("its padding is computed from the data")
-        pads = tuple(int(n) for n in held)
         value = 0.0 if fill is None else float(fill.reshape(-1)[0])
     if rank is None or pads is None or source is None:
         raise Refused("its rank is unknown")
@@ -576,15 +568,21 @@ def _pad(node: ir.Node, reader: Reader) -> Expression:
     return _one(node, _native(_weighted(node, geometry, lambda: weight, None, 1)))
 
 
+def pads_of(node: ir.Node) -> tuple[int, ...] | None:
+    """The padding of a Pad as its attribute or a constant input gives it, or None."""
+    pads = ints_attribute(node, "pads")
+    if pads is None and len(node.inputs) > 1:
+        held = constant(node.inputs[1])
+        pads = None if held is None else tuple(int(n) for n in held)
+    return pads
+
+
 def repeated(node: ir.Node, rank: int | None) -> tuple[int, ...] | None:
     """The spatial padding of a Pad that repeats the data (reflect, edge, wrap), or None."""
     mode = node.attributes.get("mode")
     if mode is None or mode.as_string() == "constant" or rank is None or rank < 3:
         return None
-    pads = ints_attribute(node, "pads")
-    if pads is None and len(node.inputs) > 1 and len(node.inputs) < 4:
-        held = constant(node.inputs[1])
-        pads = None if held is None else tuple(int(n) for n in held)
+    pads = pads_of(node) if len(node.inputs) < 4 else None
     if pads is None or len(pads) != 2 * rank or min(pads) < 0:
         return None
     if any((*pads[:2], *pads[rank : rank + 2])):

@@ -11,7 +11,14 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from vntools.export.graph import constant, int_attribute, is_op, remove_dead, unique_name
+from vntools.export.graph import (
+    add_initializer,
+    constant,
+    int_attribute,
+    is_op,
+    remove_dead,
+    unique_name,
+)
 from vntools.export.rewrite import GraphPass, Record, Rewrite, take_over
 from vntools.export.shapes import infer_shapes
 
@@ -56,14 +63,7 @@ class SplitSequence(GraphPass):
             readers.append((use.node, int(at.reshape(-1)[0]) % len(sizes)))
         axis = int_attribute(node, "axis", 0)
         name = unique_name(graph, f"{parts.name}.sizes")
-        held = ir.tensor(np.array(sizes, np.int64), name=name)
-        given = ir.Value(
-            name=name,
-            shape=ir.Shape([len(sizes)]),
-            type=ir.TensorType(held.dtype),
-            const_value=held,
-        )
-        graph.register_initializer(given)
+        given = add_initializer(graph, name, np.array(sizes, np.int64))
         new = ir.Node(
             "",
             "Split",

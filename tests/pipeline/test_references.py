@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vntools.export.interface import Interface
 from vntools.pipeline import references
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
@@ -66,6 +67,8 @@ def test_pytorch_gets_half_of_the_cores_and_gives_them_back(
 
     before = torch.get_num_threads()
     monkeypatch.setattr(references, "_cores", lambda: 2)
-    (found,) = references._pytorch(Counts(), [{"input": np.zeros((1, 1), np.float32)}])
+    (found,) = references._pytorch(
+        Counts(), [{"input": np.zeros((1, 1), np.float32)}], Interface()
+    )
     assert found["logits"] == 1
     assert torch.get_num_threads() == before

@@ -8,6 +8,7 @@ __all__ = [
     "beside",
     "export",
     "stamp",
+    "publish_proved",
     "write_sealed",
 ]
 
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vntools.base.artifacts import (
     check_output,
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from vntools.models.checkpoint import Checkpoint
     from vntools.pipeline.witness import Way
     from vntools.verify.compare import Comparison
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,6 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
             checkpoint, module = _load(options, listener)
         _check_normalize(interface, checkpoint, listener)
         from vntools.export.trace import DEFAULT_OPSET, trace
-        from vntools.models.vanillanet import deploy_name
 
         size = checkpoint.preprocessing.image_size
         with phase("trace"):
@@ -164,20 +167,7 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
         metadata = _metadata(checkpoint, options, interface, digest.result())
     sources = [Source(raw, module, interface)]
     del checkpoint, raw, module
-    name = deploy_name if options.merge else str
-    target = _Target(options.out, options.force, options.merge, name, samples_apart=True)
-    return _finish(sources, target, metadata, phase)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Where to, and how; ``samples_apart``: operators treat the samples of a batch apart."""
-
-    out: Path
-    force: bool
-    merge: bool = True
-    rename: Callable[[str], str] | None = None
-    samples_apart: bool = False
+    return _finish(sources, options, metadata, phase)
 
 
 @contextmanager
@@ -290,7 +280,7 @@ def _lambda_text(checkpoint: Checkpoint) -> str:
 
 def _finish(
     sources: list[Source],
-    target: _Target,
+    options: ExportOptions,
     metadata: dict[str, str],
     phase: Stopwatch,
 ) -> Exported:
@@ -303,6 +293,7 @@ def _finish(
     from vntools.export.naming import rename
     from vntools.export.rewrite import Applied, apply_passes
     from vntools.export.simplify import tidy
+    from vntools.models.vanillanet import deploy_name
     from vntools.verify.compare import FLOAT32_FACTOR, FLOAT32_FLOOR, compare
     from vntools.verify.float32 import run_float32
 
@@ -311,17 +302,14 @@ def _finish(
     before, feeds = stats(source.raw.graph), seeded_feeds(source.raw)
     merged = source.raw.clone()
     with beside() as pool:
-        references = pool.submit(
-            make_references, source, feeds, samples_apart=target.samples_apart
-        )
+        references = pool.submit(make_references, source, feeds)
         del source
         with phase("merge") as advance:
             applied = Applied()
-            if target.merge:
+            if options.merge:
                 applied = apply_passes(merged.graph, advance=lambda _: advance())
             merged = tidy(merged)
-            if target.rename is not None:
-                rename(merged.graph, target.rename)
+            rename(merged.graph, deploy_name if options.merge else str)
         after = stats(merged.graph)
         data = serialize(merged, metadata)
         del merged
@@ -334,31 +322,22 @@ def _finish(
         same_top1=True,
         why="rounding of the unsimplified float32 graph in this run, times 8",
     )
-    with (
-        published(target.out, force=target.force, size_hint=len(data)) as f,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        # The file is written while it is verified; it gets its name only when the block ends
-        # well.
-        written = pool.submit(write_sealed, f, data)
-        with phase("verify"):
-            got = run_float32(data, feeds)
-            if interface is not None:
-                got = [interface.compared(y) for y in got]
-            what = "the exported graph against float64"
-            comparison = compare(list(zip(got, known.float64, strict=True)), what)
-            comparison.require(tolerance, what)
-            pytorch = None
-            if known.pytorch is not None:
-                what = "the exported graph against PyTorch"
-                pytorch = compare(list(zip(got, known.pytorch, strict=True)), what)
-                pytorch.require(tolerance, what)
-        with phase("publish"):
-            digest, size = written.result()
+
+    def prove() -> tuple[Comparison, Comparison]:
+        got = [interface.compared(y) for y in run_float32(data, feeds)]
+        found: list[Comparison] = []
+        for what, known_outputs in (("float64", known.float64), ("PyTorch", known.pytorch)):
+            what = f"the exported graph against {what}"  # noqa: PLW2901
+            found.append(compare(list(zip(got, known_outputs, strict=True)), what))
+            found[-1].require(tolerance, what)
+        return found[0], found[1]
+
+    published_file, (comparison, pytorch) = publish_proved(
+        options.out, data, prove, phase, force=options.force
+    )
     return Exported(
-        target.out,
-        digest,
-        size,
+        options.out,
+        *published_file,
         before,
         after,
         applied.rewrites,
@@ -369,6 +348,25 @@ def _finish(
         metadata,
         phase.seconds(),
     )
+
+
+def publish_proved(
+    out: Path, data: bytes, prove: Callable[[], T], phase: Stopwatch, *, force: bool
+) -> tuple[tuple[str, int], T]:
+    """Write a model while it is proved; it gets its name only when both have ended well.
+
+    Returns:
+        The file's SHA-256 and size, and what ``prove`` returned.
+    """
+    with (
+        published(out, force=force, size_hint=len(data)) as f,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        written = pool.submit(write_sealed, f, data)
+        with phase("verify"):
+            proof = prove()
+        with phase("publish"):
+            return written.result(), proof
 
 
 def write_sealed(file: IO[bytes], data: bytes) -> tuple[str, int]:

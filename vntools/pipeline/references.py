@@ -37,11 +37,11 @@ _DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
 
 @dataclass(frozen=True)
 class Source:
-    """A traced or loaded graph; the module that it is of, and what is around it, if any."""
+    """A traced graph, the module that it is of, and what is around it."""
 
     raw: ir.Model
-    module: nn.Module | None
-    interface: Interface | None = None
+    module: nn.Module
+    interface: Interface
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class References:
     Attributes:
         float64: outputs of the unsimplified graph for every feed, as they are to be compared
             (:meth:`vntools.export.interface.Interface.compared`).
-        pytorch: outputs of the module; None where there is none.
+        pytorch: outputs of the module, likewise.
         noise: the unsimplified graph in float32 against float64.
     """
 
     float64: list[dict[str, NDArray[Any]]]
-    pytorch: list[dict[str, NDArray[Any]]] | None
+    pytorch: list[dict[str, NDArray[Any]]]
     noise: Comparison
 
 
@@ -97,16 +97,12 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_references(
-    source: Source, feeds: list[dict[str, NDArray[Any]]], *, samples_apart: bool
-) -> References:
+def make_references(source: Source, feeds: list[dict[str, NDArray[Any]]]) -> References:
     """The references of ``source`` for ``feeds``, in float64 and as PyTorch computes.
 
     Args:
         source: what they are of.
         feeds: inputs by name, the largest batch last.
-        samples_apart: every operator treats the samples of a batch apart, so that the outputs
-            for the largest feed hold those for the others.
 
     Raises:
         DataFault: the graph cannot be evaluated or run as it came.
@@ -117,22 +113,15 @@ def make_references(
     from vntools.verify.float64 import evaluate
 
     raw = source.raw
-    native = (
-        None if source.module is None else _pytorch(source.module, feeds, source.interface)
-    )
-    if samples_apart:
-        want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
-    else:
-        want = [evaluate(raw.graph, feed) for feed in feeds]
+    native = _pytorch(source.module, feeds, source.interface)
+    want = _for_each(evaluate(raw.graph, feeds[-1]), feeds)
     try:
         unsimplified = run_float32(raw, feeds[:1])
     except InternalFault as e:  # not our doing: nothing was rewritten yet
         raise DataFault("onnx.unsupported", e.message) from e
-    if source.interface is not None:
-        compared = source.interface.compared
-        want, unsimplified = [compared(y) for y in want], [compared(unsimplified[0])]
-        native = None if native is None else [compared(y) for y in native]
-    noise = compare([(unsimplified[0], want[0])], "the unsimplified graph")
+    compared = source.interface.compared
+    want, native = [compared(y) for y in want], [compared(y) for y in native]
+    noise = compare([(compared(unsimplified[0]), want[0])], "the unsimplified graph")
     return References(want, native, noise)
 
 
@@ -176,7 +165,7 @@ def seeded_feeds(model: ir.Model) -> list[dict[str, NDArray[Any]]]:
 def _pytorch(
     module: nn.Module,
     feeds: Sequence[Mapping[str, NDArray[Any]]],
-    interface: Interface | None = None,
+    interface: Interface,
 ) -> list[dict[str, NDArray[Any]]]:
     """PyTorch's own float32 forward of the module, its interface worked out on the host."""
     import torch
@@ -185,10 +174,8 @@ def _pytorch(
     torch.set_num_threads(_half_of_the_cores())
     try:
         with torch.inference_mode():
-            x = feeds[-1]["input"]
-            x = x if interface is None else interface.network_input(x)
-            logits = module(torch.from_numpy(x)).numpy()
-            whole = {"logits": logits} if interface is None else interface.outputs(logits)
+            x = torch.from_numpy(interface.network_input(feeds[-1]["input"]))
+            whole = interface.outputs(module(x).numpy())
     finally:
         torch.set_num_threads(threads)
     return _for_each(whole, feeds)

@@ -9,7 +9,6 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +17,12 @@ from vntools.base.artifacts import (
     SEAL_KEY,
     check_output,
     data_path,
-    published,
     published_with_data,
     require_file,
     sha256_bytes,
 )
 from vntools.base.errors import InternalFault, about, first_three
-from vntools.pipeline.export import Exported, beside, stamp, write_sealed
+from vntools.pipeline.export import Exported, beside, publish_proved, stamp, write_sealed
 from vntools.pipeline.listener import Listener, Stopwatch
 from vntools.pipeline.references import share_cores
 from vntools.pipeline.serialize import DATA_KEY, move_weights, serialize, too_big
@@ -174,16 +172,10 @@ def _publish(
     if too_big(model):
         return _publish_large(options, model, metadata, witness, phase)
     data = serialize(model, metadata)
-    with (
-        published(options.out, force=options.force, size_hint=len(data)) as f,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        written = pool.submit(write_sealed, f, data)
-        with phase("verify"):
-            comparison = witness.check(data)
-        with phase("publish"):
-            digest, size = written.result()
-    return _Published(digest, size, comparison)
+    written, comparison = publish_proved(
+        options.out, data, lambda: witness.check(data), phase, force=options.force
+    )
+    return _Published(*written, comparison)
 
 
 def _publish_large(
