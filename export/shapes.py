@@ -51,11 +51,24 @@ def _unknown(extent: int | ir.SymbolicDim) -> bool:
 
 
 def _symbolic(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """What ONNX Runtime's symbolic inference finds, where that is all.
+
+    Its own ``infer_shapes`` would write a part of it to a file in the working directory.
+    """
     try:
         from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
+        class Inference(SymbolicShapeInference):
+            def inferred(self, model: onnx.ModelProto) -> onnx.ModelProto | None:
+                whole = False
+                self._preprocess(model)
+                while self.run_:
+                    whole = self._infer_impl()
+                self._update_output_from_vi()
+                return self.out_mp_ if whole else None
+
         with _quiet():
-            return SymbolicShapeInference.infer_shapes(proto, auto_merge=True)
+            return Inference(2**31 - 1, True, False, 0).inferred(proto)
     except Exception:  # noqa: BLE001 - whatever it trips over: shapes only help
         return None
 

@@ -75,6 +75,18 @@ def test_a_graph_whose_shapes_contradict_is_still_read() -> None:
     assert len(parse_onnx(data).graph) == 2
 
 
+def test_shapes_that_nobody_can_infer_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = """
+        <ir_version: 10, opset_import: ["" : 21, "far" : 1]>
+        g (float[2, 3] x) => (float[N, M] y) { a = far.Away(x) b = Relu(a) y = Add(b, b) }
+    """
+    parse_onnx(onnx.parser.parse_model(text).SerializeToString())
+    assert not list(tmp_path.iterdir())
+
+
 def test_local_functions_are_inlined() -> None:
     model = parsed(TEXT)
     body = [helper.make_node("Relu", ["p"], ["q"]), helper.make_node("Neg", ["q"], ["r"])]

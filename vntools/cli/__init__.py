@@ -15,6 +15,7 @@ import copy
 import difflib
 import errno
 import functools
+import gc
 import importlib
 import os
 import pkgutil
@@ -219,6 +220,9 @@ def main() -> NoReturn:
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # A large graph is some million objects; to look through them all again and again for
+    # cycles takes as long as the work. What is large and done with is collected by name.
+    gc.set_threshold(200_000, 50, 50)
     status = 70
     try:
         vntools.main()

@@ -22,9 +22,8 @@ from vntools.base.artifacts import (
     sha256_bytes,
 )
 from vntools.base.errors import InternalFault, about, first_three
-from vntools.pipeline.export import Exported, beside, publish_proved, stamp, write_sealed
+from vntools.pipeline.export import Exported, publish_proved, stamp, write_sealed
 from vntools.pipeline.listener import Listener, Stopwatch
-from vntools.pipeline.references import share_cores
 from vntools.pipeline.serialize import DATA_KEY, move_weights, serialize, too_big
 from vntools.pipeline.witness import Witness, find_witness
 
@@ -69,7 +68,6 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
     require_file(options.source)
     check_output(options.out, force=options.force, inputs=(options.source,))
     phase = Stopwatch(listener)
-    share_cores()
     with phase("load"):
         raw, digest, files = load_onnx(options.source)
         name_nodes(raw.graph)
@@ -84,25 +82,19 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
         )
     before = stats(raw.graph)
     with about(options.source):
-        with beside() as pool:
-            found = pool.submit(find_witness, raw)
-            digests = pool.submit(_digests, files)
-            merged = raw.clone()
-            del raw
-            with phase("merge") as advance:
-                applied, tidied, trouble = _rewrite(merged, advance)
-            with phase("references"):
-                witness = found.result()
-                metadata |= digests.result()
-        del found, digests
+        with phase("references"):
+            witness = find_witness(raw)
+            metadata |= _digests(files)
+        with phase("merge") as advance:
+            applied, tidied, trouble = _rewrite(raw, advance)
         if witness.reason:
             listener.warn("verify.limited", witness.reason)
         if witness.tolerance is None:
             tidied, trouble = None, trouble or "nothing would have verified what it does"
         if tidied is None:
             listener.warn("onnxsim.left_out", f"the graph is not tidied: {trouble}")
-        final = tidied or merged
-        del tidied, merged, files
+        final = tidied or raw
+        del tidied, raw, files
         gc.collect()  # graphs refer to themselves
         after = stats(final.graph)
         published = _publish(options, final, metadata, witness, phase)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vntools.export.rewrite import Rewrite
     from vntools.pipeline.export import Exported
 
+_MOST_REWRITES = 50
+
 
 def op_table(before: GraphStats, after: GraphStats) -> str:
     """Each operator's count before and after, then nodes, parameters, MACs and size."""
@@ -30,7 +32,9 @@ def op_table(before: GraphStats, after: GraphStats) -> str:
 
 def exported_text(done: Exported) -> str:
     """What an export or a simplification did: rewrites, op table, proof, file."""
-    lines = [_rewrite_line(r) for r in done.rewrites]
+    lines = [_rewrite_line(r) for r in done.rewrites[:_MOST_REWRITES]]
+    if more := done.rewrites[_MOST_REWRITES:]:
+        lines.append(f"  and {len(more):,} more (--json lists all)")
     lines += _skip_lines(done)
     lines += ["", op_table(done.before, done.after), ""]
     lines.append(_proof_line(done))
@@ -52,10 +56,14 @@ def _proof_line(done: Exported) -> str:
     against = (
         "itself in ONNX Runtime" if done.verified_by == "ONNX Runtime alone" else "float64"
     )
+    top1 = (
+        f", top-1 equal on {c.top1_agreement:.0%} of {c.samples} seeded inputs"
+        if c.samples
+        else ""
+    )
     return (
         f"relative L2 error against {against} {c.relative_l2:.2e} "
-        f"(allowed {tolerance.max_relative_l2:.2e}), largest difference {c.max_abs:.2e}, "
-        f"top-1 equal on {c.top1_agreement:.0%} of {c.samples} seeded inputs"
+        f"(allowed {tolerance.max_relative_l2:.2e}), largest difference {c.max_abs:.2e}{top1}"
     )
 
 
