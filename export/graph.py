@@ -14,6 +14,7 @@ __all__ = [
     "is_float",
     "ints_attribute",
     "is_op",
+    "node_macs",
     "only_consumer",
     "remove_dead",
     "spatial_size",
@@ -465,7 +466,7 @@ def stats(graph: ir.Graph) -> GraphStats:
             tensors[id(value)] = (size, math.ceil(size * value.dtype.itemsize))
     total: int | None = 0
     for node in live:
-        cost = _node_macs(node)
+        cost = node_macs(node)
         total = None if total is None or cost is None else total + cost
     return GraphStats(
         dict(sorted(Counter(n.op_type for n in live).items())),
@@ -490,7 +491,8 @@ def _constants(nodes: Iterable[ir.Node]) -> Iterable[ir.Value]:
                 yield value
 
 
-def _node_macs(node: ir.Node) -> int | None:
+def node_macs(node: ir.Node) -> int | None:
+    """Multiply-accumulates of one sample; None where sizes are unknown."""
     if is_op(node, "Conv"):
         shape = node.inputs[1].shape if node.inputs[1] is not None else None
         if shape is None or not all(isinstance(d, int) for d in shape):

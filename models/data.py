@@ -21,9 +21,14 @@ from PIL import Image
 from vntools.base.errors import DataFault, NoInput
 from vntools.base.optional import require
 from vntools.models.arch import Preprocessing
+from vntools.models.images import (
+    SUFFIXES,
+    evaluation_view,
+    open_rgb,
+    resampling,
+    to_input,
+)
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-_MAX_PIXELS = 50_000_000
 _TEST_PART = 0.2
 _SPLIT_SEED = 0
 
@@ -69,13 +74,10 @@ class Images:
         for row, index in zip(pixels, indices, strict=True):
             image = self.openers[index]()
             if augment is None:
-                row[...] = np.asarray(_centre(image, preprocessing))
+                row[...] = np.asarray(evaluation_view(image, preprocessing))
             else:
                 row[...] = np.asarray(_random(image, preprocessing, augment))
-        mean = np.asarray(preprocessing.mean, np.float32)
-        std = np.asarray(preprocessing.std, np.float32)
-        scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+        return to_input(pixels, preprocessing)
 
     def split(self) -> tuple[Images, Images]:
         """A training part, and a fifth for testing: the same images every time."""
@@ -133,7 +135,7 @@ def _read_folder(root: Path) -> Images:
         (number, file)
         for number, folder in enumerate(folders)
         for file in sorted(folder.iterdir(), key=by_bytes)
-        if file.suffix.lower() in _SUFFIXES and file.is_file()
+        if file.suffix.lower() in SUFFIXES and file.is_file()
     ]
     labels = np.array([number for number, _ in files], np.int64)
     empty = [d.name for number, d in enumerate(folders) if number not in labels]
@@ -141,30 +143,8 @@ def _read_folder(root: Path) -> Images:
         why = f"no image in {empty[0]}" if empty else f"{len(folders)} class folders"
         looked = "two or more folders, each with .jpg, .jpeg or .png files, are needed"
         raise DataFault("data.empty", why, hint=looked, path=root)
-    openers = [partial(_open, file) for _, file in files]
+    openers = [partial(open_rgb, file) for _, file in files]
     return Images(openers, labels, tuple(d.name for d in folders), Preprocessing(224, 0.875))
-
-
-def _open(file: Path) -> Image.Image:
-    try:
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataFault("data.image", "has more than 50 megapixels", path=file)
-            return image.convert("RGB")
-    # What Pillow raises on a damaged image has no common class.
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as e:
-        raise DataFault("data.image", "cannot be read as JPEG or PNG", path=file) from e
-
-
-def _centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """The view that is measured on: shorter side resized, then the centre."""
-    size = preprocessing.image_size
-    shorter = int(size / preprocessing.crop_ratio)
-    scale = shorter / min(image.size)
-    width, height = (max(shorter, int(side * scale)) for side in image.size)
-    resized = image.resize((width, height), _filter(preprocessing))
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
 
 
 def _random(
@@ -177,8 +157,4 @@ def _random(
     top = rng.uniform(0, image.height - height)
     size = preprocessing.image_size
     box = (left, top, left + width, top + height)
-    return image.resize((size, size), _filter(preprocessing), box=box)
-
-
-def _filter(preprocessing: Preprocessing) -> Image.Resampling:
-    return Image.Resampling[preprocessing.interpolation.upper()]
+    return image.resize((size, size), resampling(preprocessing), box=box)

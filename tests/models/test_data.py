@@ -122,7 +122,7 @@ def test_an_image_of_too_many_pixels_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, _ = image_folder(folder(tmp_path))
-    monkeypatch.setattr("vntools.models.data._MAX_PIXELS", 100)
+    monkeypatch.setattr("vntools.models.images._MAX_PIXELS", 100)
     with pytest.raises(DataFault, match="50 megapixels"):
         images.batch([0], PLAIN)
 

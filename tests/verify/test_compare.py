@@ -9,7 +9,7 @@ import pytest
 
 from vntools.base.errors import CheckFailed
 from vntools.base.tolerance import Tolerance
-from vntools.verify.compare import Comparison, compare, relative_l2
+from vntools.verify.compare import Comparison, Difference, Tally, compare, relative_l2
 
 WANT = np.random.default_rng(0).standard_normal((4, 10))
 TOLERANCE = Tolerance(1e-6, same_top1=True, why="a test")
@@ -123,3 +123,106 @@ def test_a_swapped_top1_is_seen_where_the_error_is_small() -> None:
 
 def test_a_vector_has_no_top1() -> None:
     assert one(np.arange(1.0, 4), np.arange(1.0, 4)).samples == 0
+
+
+# ------------------------------------------------------------------------- output by output
+
+
+def tallied(*pairs: tuple[Any, Any]) -> Difference:
+    tally = Tally()
+    for got, want in pairs:
+        tally.add({"y": got}, {"y": want})
+    (found,) = tally.differences()
+    return found
+
+
+def test_the_figures_of_an_output() -> None:
+    want = np.array([[3.0, 0.0], [0.0, 4.0]])
+    got = np.array([[3.0, 0.5], [0.5, 0.25]], np.float32)
+    found = tallied((got, want))
+    assert found.relative_l2 == pytest.approx(np.sqrt(0.25 + 0.25 + 3.75**2) / 5)
+    assert found.cosine == pytest.approx(10 / (np.sqrt(9 + 0.25 + 0.25 + 0.0625) * 5))
+    assert (found.max_abs, found.top1_agreement, found.samples) == (3.75, 0.5, 2)
+    assert found.equal is None
+
+
+def test_the_worst_batch_counts() -> None:
+    near, far = WANT * (1 + 1e-3), WANT * (1 + 1e-2)
+    found = tallied((WANT, WANT), (far, WANT), (near, WANT), (WANT[:1], WANT[:1]))
+    assert found.relative_l2 == pytest.approx(1e-2)
+    assert found.max_abs == pytest.approx(1e-2 * np.abs(WANT).max())
+    assert found.samples == 13
+    turned = tallied((WANT, WANT), (-WANT, WANT), (WANT, WANT))
+    assert turned.cosine == pytest.approx(-1)
+
+
+def test_each_output_has_its_own_figures() -> None:
+    tally = Tally()
+    tally.add({"a": WANT, "i": np.array([1, 2])}, {"i": np.array([1, 3]), "a": 2 * WANT})
+    found = {d.output: d for d in tally.differences()}
+    assert found["a"].relative_l2 == pytest.approx(0.5)
+    assert (found["i"].equal, found["i"].relative_l2) == (0.5, None)
+
+
+def test_a_zero_reference_is_measured_by_what_is_there() -> None:
+    tally = Tally()
+    tally.add({"a": WANT, "b": 0 * WANT + 0.25}, {"a": WANT, "b": 0 * WANT})
+    assert tally.differences()[1].relative_l2 == 0.25
+    assert tallied((0 * WANT, WANT)).cosine == 0
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "code"),
+    [
+        (changed(np.nan), WANT, "verify.nonfinite"),
+        (WANT, changed(np.nan), "verify.nonfinite"),
+        (changed(np.nan), changed(np.nan), "verify.nonfinite"),
+        (changed(np.inf), changed(np.inf), "verify.nonfinite"),
+        (WANT[:, :9], WANT, "verify.shape"),
+        (WANT[:0], WANT[:0], "verify.empty"),
+        (WANT, np.zeros_like(WANT), "verify.zero"),
+        (np.zeros_like(WANT), np.zeros_like(WANT), "verify.zero"),
+        (WANT, WANT.astype(int), "verify.outputs"),
+    ],
+)
+def test_a_batch_that_proves_nothing(got: Any, want: Any, code: str) -> None:
+    with pytest.raises(CheckFailed) as e:
+        tallied((got, want))
+    assert e.value.code == code
+
+
+def test_nothing_at_all_and_missing_outputs() -> None:
+    without, nothing = Tally(), Tally()
+    nothing.add({}, {})
+    for tally in (without, nothing):
+        with pytest.raises(CheckFailed) as e:
+            tally.differences()
+        assert e.value.code == "verify.empty"
+    for got, want in (({}, {"y": WANT}), ({"y": WANT}, {})):
+        with pytest.raises(CheckFailed, match="on one side only: y") as e:
+            Tally().add(got, want)
+        assert e.value.code == "verify.outputs"
+
+
+LOOSE = Tolerance(1e-6, same_top1=False, why="a test")
+
+
+@pytest.mark.parametrize(
+    ("found", "tolerance", "words"),
+    [
+        (Difference("y", 4, 1.1e-6, 0, 1, 1.0), LOOSE, "y: relative L2 1.10e-06, allowed"),
+        (Difference("y", 4, float("nan"), 0, 1, 1.0), LOOSE, "y: relative L2 nan"),
+        (Difference("y", 4, 0, 0, 1, 0.75), TOLERANCE, "y: top-1 agrees on 75.00% of 4"),
+        (Difference("y", 4, 0, 0, 1, float("nan")), TOLERANCE, "y: top-1 agrees"),
+        (Difference("y", 4, equal=0.75), LOOSE, "y: equal on 75.00% of 4"),
+        (Difference("y", 4), LOOSE, "y: equal on 0.00%"),
+        (Difference("y", 4, 1e-6, 9, 0, 1.0), TOLERANCE, ""),
+        (Difference("y", 4, 1e-6, 9, 0, 0.0), LOOSE, ""),
+        (Difference("y", 4, 0, 0, 1), TOLERANCE, ""),
+        (Difference("y", 4, equal=1.0), TOLERANCE, ""),
+    ],
+)
+def test_what_is_beyond(found: Difference, tolerance: Tolerance, words: str) -> None:
+    beyond = found.beyond(tolerance)
+    assert beyond.startswith(words)
+    assert bool(beyond) == bool(words)

@@ -6,12 +6,17 @@ __all__ = ["command"]
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vntools.base.errors import UsageFault, printable
 from vntools.cli._shared import Console, json_option
+
+if TYPE_CHECKING:
+    from vntools.precision.calibrate import Method
 
 _MIB = {"B": 2.0**-20, "K": 2.0**-10, "": 1.0, "M": 1.0, "G": 1024.0}
 
@@ -67,10 +72,47 @@ def _chosen(console: Console) -> Path:
     return Path(click.prompt("Which one", type=click.Choice(names), err=True))
 
 
+def _check(there: bool, given: Mapping[str, object], needed: str) -> None:
+    """Refuse options that mean nothing without another.
+
+    Raises:
+        UsageFault: ``engine.option``.
+    """
+    for option, value in given.items():
+        if not there and value not in (None, False, ()):
+            raise UsageFault("engine.option", f"{option} needs {needed}")
+
+
 @click.command()
 @click.argument("model", type=Path, required=False, metavar="[MODEL.onnx]")
-@click.option("--fp16", is_flag=True, help="Half precision.")
 @click.option("--fp32", is_flag=True, help="Single precision, TF32 allowed (default).")
+@click.option("--fp16", is_flag=True, help="Half precision.")
+@click.option("--bf16", is_flag=True, help="bfloat16.")
+@click.option("--int8", is_flag=True, help="INT8 by Q/DQ; the rest FP16, or as given beside.")
+@click.option("--calib", type=Path, metavar="DIR",
+              help="INT8: images, or an .npz of input batches.")  # fmt: skip
+@click.option("--calib-method", type=click.Choice(["minmax", "entropy", "percentile"]),
+              default="minmax", show_default=True,
+              help="INT8: how ranges are found.")  # fmt: skip
+@click.option("--calib-cache", type=Path, metavar="FILE",
+              help="INT8: ranges to reuse, written if not there.")  # fmt: skip
+@click.option("--calib-images", type=click.IntRange(1), metavar="N",
+              help="INT8: at most so many, spread evenly.")  # fmt: skip
+@click.option("--int8-depthwise", is_flag=True, help="Grouped convolutions in INT8 too.")
+@click.option("--int8-head", is_flag=True, help="The classifier in INT8 too.")
+@click.option("--equalize/--no-equalize", default=True,
+              help="INT8: even out channel ranges where it helps.")  # fmt: skip
+@click.option("--max-drop", type=click.FloatRange(0, 100), metavar="POINTS",
+              help="INT8: top-1 that may be lost; costly layers stay float.")  # fmt: skip
+@click.option("--eval-data", type=Path, metavar="DIR",
+              help="INT8: labelled images that --max-drop is of.")  # fmt: skip
+@click.option("--class-map", type=Path, metavar="FILE",
+              help="Numbers of the class folders of --eval-data.")  # fmt: skip
+@click.option("--fp16-layers", multiple=True, metavar="PATTERN",
+              help="Layers that are not INT8, such as 'stem.*'.")  # fmt: skip
+@click.option("--fp32-layers", multiple=True, metavar="PATTERN",
+              help="Layers that stay single precision.")  # fmt: skip
+@click.option("--keep-onnx", type=Path, metavar="FILE", help="Write the typed graph too.")
 @click.option("--io-type", type=click.Choice(["fp32", "fp16"]), default="fp32",
               show_default=True, help="Type of inputs and outputs.")  # fmt: skip
 @click.option("--out", "--saveEngine", type=Path, metavar="FILE", help="Plan to write.")
@@ -95,8 +137,23 @@ def _chosen(console: Console) -> Path:
 def command(
     console: Console,
     model: Path | None,
-    fp16: bool,
     fp32: bool,
+    fp16: bool,
+    bf16: bool,
+    int8: bool,
+    calib: Path | None,
+    calib_method: Method,
+    calib_cache: Path | None,
+    calib_images: int | None,
+    int8_depthwise: bool,
+    int8_head: bool,
+    equalize: bool,
+    max_drop: float | None,
+    eval_data: Path | None,
+    class_map: Path | None,
+    fp16_layers: tuple[str, ...],
+    fp32_layers: tuple[str, ...],
+    keep_onnx: Path | None,
     io_type: str,
     out: Path | None,
     backend: str,
@@ -110,15 +167,57 @@ def command(
     force: bool,
 ) -> None:
     """Build a TensorRT plan and prove that it is what was asked for."""
-    if fp16 and fp32:
-        raise UsageFault("engine.precision_twice", "--fp16 and --fp32 exclude each other")
+    floats = [name for name, given in
+              (("fp32", fp32), ("fp16", fp16), ("bf16", bf16)) if given]  # fmt: skip
+    if len(floats) > 1:
+        raise UsageFault(
+            "engine.precision_twice", f"--{floats[0]} and --{floats[1]} exclude each other"
+        )
+    quantize = None
+    if int8:
+        if calib is None:
+            raise UsageFault(
+                "calib.required",
+                "--int8 needs real images to find ranges with",
+                hint="add --calib DIR; some hundred images like those the engine will see",
+            )
+        from vntools.pipeline.quantize import Int8Options
+
+        quantize = Int8Options(
+            calib,
+            method=calib_method,
+            cache=calib_cache,
+            images=calib_images,
+            depthwise=int8_depthwise,
+            head=int8_head,
+            equalize=equalize,
+            max_drop=max_drop,
+            eval_data=eval_data,
+            class_map=class_map,
+        )
+    given = {
+        "--calib": calib, "--calib-cache": calib_cache, "--calib-images": calib_images,
+        "--int8-depthwise": int8_depthwise, "--int8-head": int8_head, "--max-drop": max_drop,
+        "--eval-data": eval_data, "--fp16-layers": fp16_layers,
+    }  # fmt: skip
+    _check(int8, given, "--int8")
+    typed = int8 or floats in (["fp16"], ["bf16"])
+    _check(typed, {"--fp32-layers": fp32_layers}, "--fp16, --bf16 or --int8")
+    _check(max_drop is not None, {"--eval-data": eval_data}, "--max-drop")
+    _check(eval_data is not None, {"--class-map": class_map}, "--eval-data")
     from vntools.pipeline.engine import EngineOptions, build_engine
-    from vntools.report.engines import engine_text
+    from vntools.pipeline.quantize import BudgetMissed
+    from vntools.report.engines import engine_text, int8_text
 
     options = EngineOptions(
         model or _chosen(console),
         out=out,
-        precision="fp16" if fp16 else "fp32",
+        precision="int8" if int8 else floats[0] if floats else "fp32",
+        rest=floats[0] if floats else "fp16",
+        int8=quantize,
+        fp16_layers=fp16_layers,
+        fp32_layers=fp32_layers,
+        keep_onnx=keep_onnx,
         io_type=io_type,
         backend=backend,
         min_batch=min_batch,
@@ -130,5 +229,9 @@ def command(
         timing_cache=timing_cache,
         force=force,
     )
-    done = build_engine(options, console)
+    try:
+        done = build_engine(options, console)
+    except BudgetMissed as e:
+        console.result({"int8": e.report.to_record()}, int8_text(e.report))
+        raise
     console.result(done.to_record(), engine_text(done))

@@ -6,6 +6,7 @@ __all__ = ["EngineBuilt", "EngineOptions", "build_engine", "find_models"]
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,19 @@ from vntools.base.artifacts import (
 )
 from vntools.base.errors import UsageFault
 from vntools.base.provenance import versions
+from vntools.pipeline.export import stamp, write_sealed
 from vntools.pipeline.listener import Listener, Stopwatch
+from vntools.pipeline.precision import typed
+from vntools.pipeline.quantize import Int8Options, Int8Report
+from vntools.pipeline.serialize import serialize
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
     from vntools.base.tolerance import Tolerance
     from vntools.engine.build import Built
     from vntools.verify.compare import Comparison
+
+_STAGE_KEY = "vntools.stage"
+_TYPED = "typed"
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,13 @@ class EngineOptions:
     Attributes:
         model: the ONNX file.
         out: the plan; None is the model's name with ``.plan``, beside it.
-        precision: ``fp32`` (TF32 allowed) or ``fp16``.
+        precision: ``fp32`` (TF32 allowed), ``fp16``, ``bf16`` or ``int8``.
+        rest: of ``int8``, what is not INT8: ``fp32``, ``fp16`` or ``bf16``.
         io_type: type of the plan's inputs and outputs, ``fp32`` or ``fp16``.
+        int8: with ``int8`` how; else None.
+        fp16_layers: patterns of names of layers that are not INT8.
+        fp32_layers: patterns of names of layers that stay FP32.
+        keep_onnx: where to write the typed graph.
         backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
         min_batch, opt_batch, max_batch: the optimization profile's batches.
         compute_capabilities: of the GPUs that a TensorRT-RTX plan is for, such as 89.
@@ -55,7 +65,12 @@ class EngineOptions:
     model: Path
     out: Path | None = None
     precision: str = "fp32"
+    rest: str = "fp16"
     io_type: str = "fp32"
+    int8: Int8Options | None = None
+    fp16_layers: tuple[str, ...] = ()
+    fp32_layers: tuple[str, ...] = ()
+    keep_onnx: Path | None = None
     backend: str = "auto"
     min_batch: int | None = None
     opt_batch: int | None = None
@@ -73,9 +88,10 @@ class EngineBuilt:
 
     Attributes:
         sidecar: the record beside the plan.
-        comparison: the typed graph against the graph that came, on seeded inputs, in ONNX
-            Runtime; None where nothing was typed.
+        comparison: the typed graph against the graph that came, in ONNX Runtime; None where
+            nothing was typed.
         tolerance: what was allowed.
+        int8: what became INT8, and what that costs.
         seconds: by phase, and in all (``total``).
     """
 
@@ -83,6 +99,7 @@ class EngineBuilt:
     sidecar: dict[str, Any]
     comparison: Comparison | None
     tolerance: Tolerance | None
+    int8: Int8Report | None
     seconds: dict[str, float]
 
     def to_record(self) -> dict[str, Any]:
@@ -94,8 +111,19 @@ class EngineBuilt:
 
 
 def find_models(folder: Path) -> list[Path]:
-    """ONNX files of ``folder`` that vntools wrote and nobody changed since, by name."""
-    return sorted(p for p in folder.glob("*.onnx") if p.is_file() and sealed(p))
+    """ONNX files of ``folder`` that vntools wrote and nobody changed since, by name.
+
+    Typed graphs, which ``--keep-onnx`` leaves, are not among them.
+    """
+    found = sorted(p for p in folder.glob("*.onnx") if p.is_file() and sealed(p))
+    return [p for p in found if len(found) == 1 or not _is_typed(p)]
+
+
+def _is_typed(path: Path) -> bool:
+    import onnx
+
+    props = onnx.ModelProto.FromString(read_input(path)).metadata_props
+    return any(p.key == _STAGE_KEY and p.value == _TYPED for p in props)
 
 
 def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
@@ -105,10 +133,12 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         VntoolsError: as the parts do; nothing has been written then.
     """
     require_file(options.model)
-    if options.io_type == "fp16" and options.precision != "fp16":
+    rest = options.rest if options.precision == "int8" else options.precision
+    if options.io_type == "fp16" and rest != "fp16":
         raise UsageFault("engine.io_type", "--io-type fp16 needs --fp16")
     out = options.out or options.model.with_suffix(".plan")
-    for target in (out, sidecar_path(out)):
+    kept = (options.keep_onnx,) if options.keep_onnx else ()
+    for target in (out, sidecar_path(out), *kept):
         check_output(target, force=options.force, inputs=(options.model,))
     from vntools.engine.backend import choose
     from vntools.engine.build import BuildOptions, build
@@ -139,32 +169,34 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         refuse_control_flow(model.graph, options.model)
         refuse_training(model.graph, options.model)
         name_nodes(model.graph)
-    comparison = tolerance = None
-    if options.precision == "fp16":
-        model, comparison, tolerance = _typed(model, options.io_type, listener, phase)
-    convs = {n.name or "": options.precision for n in model.graph if n.op_type == "Conv"}
-    metadata = {k: v for k, v in model.metadata_props.items() if k != SEAL_KEY}
-    import onnx_ir as ir
-
-    typed_bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    graph = typed(model, options, digest, listener, phase)
+    metadata = {k: v for k, v in graph.model.metadata_props.items() if k != SEAL_KEY}
+    typed_bytes = serialize(graph.model, {**metadata, **_stamped(options, digest)})
     del model, data
     with phase("build") as advance:
         built = build(typed_bytes, build_options, progress=_outermost(advance))
-    for text in built.warnings:
+    for text in dict.fromkeys(built.warnings):
         listener.warn("engine.warning", text)
-    reports = check_convolutions(convs, built.kernels)
+    reports = check_convolutions(graph.convolutions, built.kernels)
     sidecar = _sidecar(built, options, digest, metadata)
     sidecar["convolutions"] = [r.to_record() for r in reports]
-    with (
-        phase("publish"),
-        published(out, force=options.force, size_hint=len(built.plan)) as plan,
-        published(sidecar_path(out), force=True) as beside,
-    ):
+    if graph.int8 is not None:
+        sidecar["int8"] = graph.int8.to_record()
+    with phase("publish"), ExitStack() as stack:
+        plan = stack.enter_context(
+            published(out, force=options.force, size_hint=len(built.plan))
+        )
+        if options.keep_onnx is not None:
+            model_file = published(options.keep_onnx, force=options.force)
+            write_sealed(stack.enter_context(model_file), typed_bytes)
+        beside = stack.enter_context(published(sidecar_path(out), force=True))
         plan.write(built.plan)
         plan.flush()
-        os.fsync(plan.fileno())  # so that both are written before either gets its name
+        os.fsync(plan.fileno())  # so that all are written before one gets its name
         beside.write(write_sidecar_bytes(sidecar))
-    return EngineBuilt(out, sidecar, comparison, tolerance, phase.seconds())
+    return EngineBuilt(
+        out, sidecar, graph.comparison, graph.tolerance, graph.int8, phase.seconds()
+    )
 
 
 def _outermost(advance: Callable[..., None]) -> Callable[[str, int, int], None]:
@@ -181,38 +213,12 @@ def _outermost(advance: Callable[..., None]) -> Callable[[str, int, int], None]:
     return progress
 
 
-def _typed(
-    model: ir.Model, io_type: str, listener: Listener, phase: Stopwatch
-) -> tuple[ir.Model, Comparison, Tolerance]:
-    """The float16 graph, within its tolerance of the float32 one on seeded inputs."""
-    from vntools.pipeline.references import seeded_feeds
-    from vntools.precision.fp16 import TOLERANCE, to_fp16
-    from vntools.verify.compare import compare
-    from vntools.verify.float32 import run_float32
-
-    with phase("type fp16"):
-        typed = to_fp16(model, io_type=io_type)
-    if typed.subnormal:
-        listener.note(
-            f"{typed.subnormal} weights lie below float16's normal range and lose bits, "
-            f"{typed.flushed} of them become zero"
-        )
-    with phase("verify"):
-        feeds = seeded_feeds(model)
-        halves = feeds
-        if io_type == "fp16":
-            halves = [{k: _cast(v, "float32", "float16") for k, v in f.items()} for f in feeds]
-        want = run_float32(model, feeds)
-        what = "the float16 graph against the float32 one"
-        got = run_float32(typed.model, halves)
-        wide = [{k: _cast(v, "float16", "float32") for k, v in g.items()} for g in got]
-        comparison = compare(list(zip(wide, want, strict=True)), what).require(TOLERANCE, what)
-    return typed.model, comparison, TOLERANCE
-
-
-def _cast(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
-    """An array of type ``source`` in type ``target``; others (bytes, indices) as they are."""
-    return array.astype(target) if array.dtype == source else array
+def _stamped(options: EngineOptions, digest: str) -> dict[str, str]:
+    """Metadata of a typed graph; one that was not typed keeps what it has."""
+    if options.precision == "fp32":
+        return {}
+    own = {_STAGE_KEY: _TYPED, "vntools.precision": options.precision}
+    return {**stamp(options.model, digest), **own}
 
 
 def _sidecar(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Listener", "Stopwatch"]
+__all__ = ["Listener", "Mute", "Stopwatch"]
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 
@@ -26,6 +26,24 @@ class Listener(Protocol):
     ) -> AbstractContextManager[Callable[..., None]]:
         """A phase; what it yields is called once a step."""
         ...
+
+
+class Mute:
+    """A listener that nobody hears."""
+
+    def note(self, text: str) -> None:
+        """See :meth:`Listener.note`."""
+
+    def warn(self, code: str, text: str) -> None:
+        """See :meth:`Listener.warn`."""
+
+    def progress(
+        self,
+        description: str,  # noqa: ARG002 - nobody hears it
+        total: int | None = None,  # noqa: ARG002
+    ) -> AbstractContextManager[Callable[..., None]]:
+        """See :meth:`Listener.progress`."""
+        return nullcontext(lambda *_: None)
 
 
 class Stopwatch:

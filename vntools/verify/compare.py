@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["FLOAT32_FACTOR", "FLOAT32_FLOOR", "Comparison", "compare", "relative_l2"]
+__all__ = [
+    "FLOAT32_FACTOR",
+    "FLOAT32_FLOOR",
+    "Comparison",
+    "Difference",
+    "Tally",
+    "compare",
+    "relative_l2",
+]
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vntools.base.errors import CheckFailed
+from vntools.base.errors import CheckFailed, first_three
 from vntools.base.tolerance import Tolerance
 
 FLOAT32_FACTOR = 8.0
@@ -145,3 +153,146 @@ def _parts(
             yield name, np.zeros(len(values)), np.zeros(len(reference))
         for i, part in enumerate(reference):
             yield f"{name}[{i}]", values[i] if i < len(values) else None, part
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one output is from its reference, over all batches; None where it has no such.
+
+    Attributes:
+        output: its name.
+        samples: how many were compared.
+        relative_l2: ||got - want|| / ||want|| of the batch where it is largest.
+        max_abs: largest absolute difference.
+        cosine: of the angle between the two, of the batch where it is smallest.
+        top1_agreement: share of samples whose largest entry is the same one, of an output
+            (samples, classes); beside integers, which then are the classes, None.
+        equal: share of samples that are the same, of integers and truth values.
+    """
+
+    output: str
+    samples: int
+    relative_l2: float | None = None
+    max_abs: float | None = None
+    cosine: float | None = None
+    top1_agreement: float | None = None
+    equal: float | None = None
+
+    def beyond(self, tolerance: Tolerance) -> str:
+        """What is beyond ``tolerance``, in words; empty where nothing is.
+
+        Integers have no distance: they must be equal whatever is allowed.
+        """
+        if self.relative_l2 is None:
+            if self.equal == 1.0:
+                return ""
+            return f"{self.output}: equal on {self.equal or 0:.2%} of {self.samples} samples"
+        # Written so that a NaN fails.
+        if not self.relative_l2 <= tolerance.max_relative_l2:
+            return (
+                f"{self.output}: relative L2 {self.relative_l2:.2e}, allowed "
+                f"{tolerance.max_relative_l2:.2e}"
+            )
+        if tolerance.same_top1 and self.top1_agreement not in (None, 1.0):
+            return (
+                f"{self.output}: top-1 agrees on {self.top1_agreement:.2%} of "
+                f"{self.samples} samples"
+            )
+        return ""
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Sum:
+    """What :class:`Tally` has seen of one output."""
+
+    samples: int = 0
+    relative_l2: float = 0.0
+    max_abs: float = 0.0
+    cosine: float = 1.0
+    top1: int | None = None
+    equal: int | None = None
+    telling: bool = False
+
+
+class Tally:
+    """Differences output by output, gathered batch by batch in bounded memory."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sum] = {}
+
+    def add(self, got: Outputs, want: Outputs) -> None:
+        """Take a batch: outputs (samples, ...) by name, the same names on both sides.
+
+        Raises:
+            CheckFailed: ``verify.outputs`` (one is missing, or is integer on one side only),
+                ``verify.shape``, ``verify.empty`` (an output without values),
+                ``verify.nonfinite``.
+        """
+        if got.keys() != want.keys():
+            alone = first_three(sorted(got.keys() ^ want.keys()))
+            raise CheckFailed("verify.outputs", f"on one side only: {alone}")
+        ranked = any(map(_is_listed, want.values()))
+        for name, reference in want.items():
+            value = got[name]
+            if value.shape != reference.shape:
+                raise CheckFailed(
+                    "verify.shape", f"{name} has shape {value.shape}, not {reference.shape}"
+                )
+            if not reference.size:
+                raise CheckFailed("verify.empty", f"{name} has no values: {value.shape}")
+            if _is_listed(value) != _is_listed(reference):
+                raise CheckFailed(
+                    "verify.outputs", f"{name} is {value.dtype}, not {reference.dtype}"
+                )
+            total = self._sums.setdefault(name, _Sum())
+            total.samples += len(np.atleast_1d(reference))
+            if _is_listed(reference):
+                alike = np.atleast_1d(value == reference)
+                rows = alike.reshape(len(alike), -1).all(axis=1)
+                total.equal = (total.equal or 0) + int(rows.sum())
+                total.telling = True
+            else:
+                _add_floats(total, name, value, reference)
+                if reference.ndim == 2 and not ranked:
+                    agree = value.argmax(axis=1) == reference.argmax(axis=1)
+                    total.top1 = (total.top1 or 0) + int(agree.sum())
+
+    def differences(self) -> tuple[Difference, ...]:
+        """What was gathered, output by output.
+
+        Raises:
+            CheckFailed: ``verify.empty`` (nothing was compared), ``verify.zero`` (every
+                reference was zero, which proves nothing).
+        """
+        if not self._sums:
+            raise CheckFailed("verify.empty", "there was nothing to compare")
+        if not any(s.telling for s in self._sums.values()):
+            raise CheckFailed("verify.zero", f"{first_three(self._sums)}: zero everywhere")
+        return tuple(_difference(name, s) for name, s in self._sums.items())
+
+
+def _add_floats(total: _Sum, name: str, value: NDArray[Any], reference: NDArray[Any]) -> None:
+    got, want = value.astype(np.float64), reference.astype(np.float64)
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        raise CheckFailed("verify.nonfinite", f"{name} is not finite")
+    apart = float(np.abs(got - want).max())
+    total.max_abs = max(total.max_abs, apart)
+    if want.any():
+        total.telling = True
+        total.relative_l2 = max(total.relative_l2, relative_l2(got, want))
+        norms = float(np.linalg.norm(got.ravel()) * np.linalg.norm(want.ravel()))
+        angle = float(np.vdot(got, want)) / norms if norms else 0.0
+        total.cosine = min(total.cosine, angle)
+    else:
+        total.relative_l2 = max(total.relative_l2, apart)
+
+
+def _difference(name: str, s: _Sum) -> Difference:
+    if s.equal is not None:
+        return Difference(name, s.samples, equal=s.equal / s.samples)
+    top1 = None if s.top1 is None else s.top1 / s.samples
+    return Difference(name, s.samples, s.relative_l2, s.max_abs, s.cosine, top1)

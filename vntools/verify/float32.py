@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["run_float32"]
+__all__ = ["run_float32", "stream_float32"]
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vntools.base.errors import InternalFault
+from vntools.base.errors import InternalFault, VntoolsError
 from vntools.export.graph import without_weights
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ def run_float32(
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    # Other work goes on beside this run; its threads must not spin while they wait.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = _options()
     lent: dict[str, NDArray[Any]] = {}
     if isinstance(model, bytes):
         names, parts = _parts_of_file(model)
@@ -64,10 +60,47 @@ def run_float32(
                 given = {k: values[k] for k in used if k in values}
                 values.update(zip(made, session.run(made, given), strict=True))
     except Exception as e:
-        raise InternalFault(
-            "verify.run", f"ONNX Runtime failed: {str(e).splitlines()[0][:200]}"
-        ) from e
+        raise _failed(e) from e
     return [{name: _arrays(values[name]) for name in names} for values in known]
+
+
+def stream_float32(model: ir.Model, feeds: Iterable[Arrays]) -> Iterator[dict[str, Any]]:
+    """As :func:`run_float32`, one after another, in one session, for as many as there are."""
+    import onnxruntime as ort
+
+    options = _options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    light, held = without_weights(model)
+    lent = {name: tensor.numpy() for name, tensor in held.items()}
+    names = [v.name or "" for v in model.graph.outputs]
+    data = ir.serde.serialize_model(light).SerializeToString()
+    try:
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        used = {i.name for i in session.get_inputs()}
+        lent = {k: v for k, v in lent.items() if k in used}
+        for feed in feeds:
+            run = session.run(names, {**lent, **feed})
+            yield dict(zip(names, map(_arrays, run), strict=True))
+    except VntoolsError:
+        raise
+    except Exception as e:
+        raise _failed(e) from e
+
+
+def _options() -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    # Other work goes on beside this run; its threads must not spin while they wait.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _failed(error: Exception) -> InternalFault:
+    why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return InternalFault("verify.run", f"ONNX Runtime failed: {why}")
 
 
 def _arrays(value: Any) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.graphs import feeds_of, graph, relative
 from tests.networks import exported, pixels
 from vntools.base.errors import DataFault
-from vntools.precision.fp16 import TOLERANCE, to_fp16
+from vntools.precision.floats import TOLERANCES, to_floats
 from vntools.verify.compare import compare
 from vntools.verify.float32 import run_float32
 
@@ -36,7 +36,7 @@ def model_of(weights: np.ndarray) -> ir.Model:
 
 
 def narrowed(weights: np.ndarray) -> np.ndarray:
-    held = to_fp16(model_of(weights)).model.graph.initializers["layer"].const_value
+    held = to_floats(model_of(weights)).model.graph.initializers["layer"].const_value
     assert held is not None
     return held.numpy()
 
@@ -105,7 +105,7 @@ def test_at_the_ends_of_the_range(weight: float, want: float) -> None:
 )
 def test_what_float16_cannot_hold_is_refused_by_its_layer(weight: float) -> None:
     with pytest.raises(DataFault, match=r"beyond float16's 65504: layer .largest") as e:
-        to_fp16(model_of(np.array([1.0, weight, 2.0])))
+        to_floats(model_of(np.array([1.0, weight, 2.0])))
     assert e.value.code == "fp16.overflow"
 
 
@@ -115,7 +115,7 @@ def test_a_constant_in_a_node_is_refused_too() -> None:
         "{ bad = Constant<value=float[1] {1.0e5}>() y = Mul(x, bad) }"
     )
     with pytest.raises(DataFault, match=r"bad \(largest 1e\+05\)"):
-        to_fp16(model)
+        to_floats(model)
 
 
 def test_three_layers_are_named_and_the_others_counted() -> None:
@@ -126,20 +126,20 @@ def test_three_layers_are_named_and_the_others_counted() -> None:
         **{f"w{i}": [1e5] for i in range(5)},
     )
     with pytest.raises(DataFault, match=r"w0 .* w1 .* w2 .* and 2 more"):
-        to_fp16(model)
+        to_floats(model)
 
 
 def test_what_falls_below_the_normal_range_is_counted() -> None:
     weights = np.array([0.0, 1.0, 2.0**-14, 2.0**-15, TINY, TINY / 4, 1e-30])
-    typed = to_fp16(model_of(weights))
+    typed = to_floats(model_of(weights))
     assert (typed.subnormal, typed.flushed) == (4, 2)
-    assert (to_fp16(model_of(np.ones(3))).subnormal, typed.model.ir_version) == (0, 10)
+    assert (to_floats(model_of(np.ones(3))).subnormal, typed.model.ir_version) == (0, 10)
 
 
 @pytest.mark.parametrize("io_type", ["fp32", "fp16"])
 def test_names_stay_and_types_are_those_asked_for(io_type: str) -> None:
     model = graph(CHAIN)
-    typed = to_fp16(model, io_type=io_type).model
+    typed = to_floats(model, io_type=io_type).model
     kind = ir.DataType.FLOAT if io_type == "fp32" else ir.DataType.FLOAT16
     for before, after in zip(
         (*model.graph.inputs, *model.graph.outputs),
@@ -162,7 +162,7 @@ def test_names_stay_and_types_are_those_asked_for(io_type: str) -> None:
 def test_the_typed_graph_runs(io_type: str, capfd: pytest.CaptureFixture[str]) -> None:
     """An output that is read inside, too."""
     model = graph(CHAIN)
-    typed = to_fp16(model, io_type=io_type).model
+    typed = to_floats(model, io_type=io_type).model
     data = ir.serde.serialize_model(typed).SerializeToString()
     onnx.checker.check_model(data, full_check=True)
     feeds = feeds_of(model)
@@ -190,7 +190,7 @@ def test_the_typed_graph_runs(io_type: str, capfd: pytest.CaptureFixture[str]) -
 )
 def test_constants_and_casts_follow(body: str) -> None:
     model = graph(f"(float[2,2] x) => (float[2,2] y) {{ {body} }}")
-    typed = to_fp16(model).model
+    typed = to_floats(model).model
     feeds = {"x": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)}
     (want,) = run_float32(model, [feeds])
     (got,) = run_float32(ir.serde.serialize_model(typed).SerializeToString(), [feeds])
@@ -204,7 +204,7 @@ def test_other_types_stay_and_so_does_the_model_passed_in() -> None:
         at=[0, 3],
     )
     before = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-    typed = to_fp16(model).model
+    typed = to_floats(model).model
     assert ir.serde.serialize_model(model).SerializeToString(deterministic=True) == before
     types = {v.name: v.dtype for n in typed.graph for v in (*n.inputs, *n.outputs) if v}
     assert types["at"] == ir.DataType.INT64
@@ -217,17 +217,17 @@ def test_a_name_that_is_taken_is_not_taken_again() -> None:
         "(float[n,2] x) => (float[n,2] y) <float[2] x_fp16>"
         "{ y_fp16 = Mul(x, x_fp16) y = Relu(y_fp16) }"
     )
-    data = ir.serde.serialize_model(to_fp16(model).model).SerializeToString()
+    data = ir.serde.serialize_model(to_floats(model).model).SerializeToString()
     onnx.checker.check_model(data, full_check=True)
     run_float32(data, [feeds_of(model)])
 
 
 def test_a_network_is_within_the_tolerance_of_its_type() -> None:
     model = exported("vanillanet_6")
-    typed = to_fp16(model).model
+    typed = to_floats(model).model
     feeds = [{"input": pixels("vanillanet_6", batch=3)}]
     pairs = list(zip(run_float32(typed, feeds), run_float32(model, feeds), strict=True))
-    found = compare(pairs, "it").require(TOLERANCE, "it")
+    found = compare(pairs, "it").require(TOLERANCES["fp16"], "it")
     assert found.relative_l2 > 1e-5, "it was typed"
     held = {v.const_value.dtype for v in typed.graph.initializers.values() if v.const_value}
     assert held == {ir.DataType.FLOAT16}

@@ -1,0 +1,179 @@
+"""Image files of strangers as pixels, and pixels as inputs: the transform of evaluation.
+
+The transform is torchvision's ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` over
+Pillow, the field's usual one (and the paper's, appendix A), equal to it in every bit; so what
+is calibrated with, verified with and measured on is what others measure on.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "SUFFIXES",
+    "Listing",
+    "evaluation_view",
+    "list_images",
+    "open_rgb",
+    "resampling",
+    "to_input",
+]
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vntools.base.errors import DataFault, IoFault, NoInput, from_os_error
+from vntools.models.arch import Preprocessing
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+_MAX_PIXELS = 50_000_000
+_MAX_ASPECT = 20
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH = 24  # byte of the file: behind signature, chunk header, width and height
+_DEEP = 16  # bits a channel, which Pillow clips
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files below a folder.
+
+    Attributes:
+        files: JPEG and PNG by suffix, regular files, in the order of their paths' bytes.
+        skipped: how many other entries there are: other suffixes, links to folders, pipes,
+            links that lead nowhere.
+    """
+
+    files: tuple[Path, ...]
+    skipped: int
+
+
+def list_images(folder: Path, *, code: str = "data") -> Listing:
+    """Image files of a folder and of its folders; links to folders are not followed.
+
+    Args:
+        folder: images, or a folder of them for each class, at any depth.
+        code: what the codes of errors begin with.
+
+    Raises:
+        NoInput: ``CODE.missing``: no such folder.
+        DataFault: ``CODE.empty``: it holds no image.
+        NoPermission: a folder that cannot be listed.
+    """
+    if not folder.is_dir():
+        raise NoInput(f"{code}.missing", "no such folder", path=folder)
+    files: list[str] = []
+    skipped, folders = 0, [os.fspath(folder)]
+    while folders:
+        listed = folders.pop()
+        try:
+            with os.scandir(listed) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.name.lower().endswith(SUFFIXES) and os.path.isfile(entry.path):
+                        files.append(entry.path)
+                    else:
+                        skipped += 1
+        except OSError as e:
+            raise from_os_error(e, listed, writing=False) from e
+    if not files:
+        others = f" and {skipped} other files" if skipped else ""
+        why = f"looked for {' '.join(SUFFIXES)}, found 0{others}"
+        raise DataFault(f"{code}.empty", why, path=folder)
+    return Listing(tuple(map(Path, sorted(files, key=os.fsencode))), skipped)
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """A JPEG or PNG file as RGB, as torchvision's loader has it: no EXIF rotation.
+
+    Grey, palette, alpha and CMYK are converted; of an animation, the first frame.
+
+    Raises:
+        DataFault: ``data.image``: damaged, not JPEG or PNG, of 16 bits a channel, beyond 50
+            megapixels, or more than 20 times as long as wide.
+        IoFault: ``data.vanished``: it is no longer there.
+        NoPermission: it cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            return _decoded(file)
+    except DataFault as e:
+        raise DataFault("data.image", e.message, path=path) from e
+    except FileNotFoundError as e:
+        raise IoFault("data.vanished", "it was there and is gone", path=path) from e
+    except Exception as e:
+        # Pillow's errors on a damaged file have no common class, nor an errno.
+        if isinstance(e, OSError) and e.errno:
+            raise from_os_error(e, path, writing=False) from e
+        raise DataFault("data.image", "cannot be read as JPEG or PNG", path=path) from e
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # of a pipe, which would wait for a writer
+
+
+def _decoded(file: IO[bytes]) -> Image.Image:
+    head = file.read(_PNG_BIT_DEPTH + 1)
+    if head.startswith(_PNG) and head[-1] == _DEEP:
+        raise DataFault("data.image", "a PNG of 16 bits a channel")
+    file.seek(0)
+    with Image.open(file, formats=("JPEG", "PNG")) as image:
+        if image.width * image.height > _MAX_PIXELS:
+            raise DataFault("data.image", "has more than 50 megapixels")
+        if max(image.size) > _MAX_ASPECT * min(image.size):
+            raise DataFault("data.image", f"is {image.width}x{image.height} pixels, too long")
+        image.load()
+        # What is transparent goes with the conversion; Pillow would warn of it.
+        image.info.pop("transparency", None)
+        return image.convert("RGB")
+
+
+def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The square that is measured on: shorter side resized, then the centre.
+
+    torchvision's ``Resize(int(image_size / crop_ratio))`` and ``CenterCrop(image_size)``: the
+    longer side becomes ``int(shorter * long / short)``, offsets are rounded half to even, and
+    what is too small for the crop is padded with black.
+
+    Raises:
+        DataFault: ``data.image``: resized it would have more than 50 megapixels.
+    """
+    size = preprocessing.image_size
+    shorter, short = int(size / preprocessing.crop_ratio), min(image.size)
+    width, height = (
+        shorter if side == short else int(shorter * side / short) for side in image.size
+    )
+    if width * height > _MAX_PIXELS:
+        raise DataFault("data.image", f"resized to {width}x{height} it is too large")
+    resized = image.resize((width, height), resampling(preprocessing))
+    left, top = _start(width, size), _start(height, size)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _start(side: int, size: int) -> int:
+    """Where the centre begins; negative where the image is padded."""
+    return round((side - size) / 2) if side >= size else -((size - side) // 2)
+
+
+def resampling(preprocessing: Preprocessing) -> Image.Resampling:
+    """Pillow's filter of that name."""
+    return Image.Resampling[preprocessing.interpolation.upper()]
+
+
+def to_input(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """``ToTensor`` and ``Normalize``: ((x / 255) - mean) / std, in float32.
+
+    Args:
+        pixels: (n, height, width, 3).
+        preprocessing: mean and standard deviation of each channel.
+
+    Returns:
+        (n, 3, height, width), contiguous.
+    """
+    mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
+    scaled: NDArray[Any] = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
