@@ -1,0 +1,139 @@
+"""Which layers stay INT8: the order, the groups, and what is held against what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.graphs import feeds_of, graph
+from vntools.base.errors import CheckFailed
+from vntools.pipeline.budget import Judge, Labelled, Measured, Probe, answers, choose
+from vntools.precision.int8 import Layer
+
+LAYERS = {
+    f"l{i}": Layer(f"l{i}", f"t{i}", f"w{i}", 0, "dense", 10 * (i + 1)) for i in range(12)
+}
+
+
+class Scripted:
+    """Allows a choice of at most so many layers."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.seen: list[list[str]] = []
+
+    def measure(self, model: Any) -> Measured:
+        self.seen.append(model)
+        return Measured(len(model) / 100, float(len(model)), 7)
+
+    def allows(self, found: Measured) -> bool:
+        return found.relative_l2 * 100 <= self.most
+
+
+def chosen(most: int) -> tuple[list[str], Scripted, Any]:
+    judge: Any = Scripted(most)
+    build: Any = list
+    kept, steps = choose(list(LAYERS), LAYERS, judge, build, lambda *_: None)
+    return kept, judge, steps
+
+
+def test_the_costliest_go_first_two_at_a_time() -> None:
+    kept, judge, steps = chosen(9)
+    assert kept == [f"l{i}" for i in range(4, 12)]
+    assert [len(names) for names in judge.seen] == [12, 10, 8]
+    assert [step.layers for step in steps] == [12, 10, 8]
+    assert steps[-1].mac_share == pytest.approx(sum(range(5, 13)) / sum(range(1, 13)))
+    assert (steps[0].drop, steps[0].images) == (12.0, 7)
+
+
+def test_all_stay_where_the_budget_holds_at_once() -> None:
+    kept, judge, _ = chosen(12)
+    assert kept == list(LAYERS)
+    assert len(judge.seen) == 1
+
+
+def test_none_stays_where_nothing_helps() -> None:
+    kept, judge, steps = chosen(0)
+    assert kept == []
+    assert [len(names) for names in judge.seen] == [12, 10, 8, 6, 4, 2]
+    assert len(steps) == 6
+
+
+SCALE = "(float[n,4] x) => (float[n,4] y) <float[4] w> { y = Mul(x, w) }"
+
+
+def scaled(by: Sequence[float]) -> ir.Model:
+    return graph(SCALE, w=by)
+
+
+def batches(count: int) -> list[dict[str, Any]]:
+    return [feeds_of(scaled([1, 1, 1, 1]), seed=i, batch=5) for i in range(count)]
+
+
+def test_a_probe_measures_over_all_batches() -> None:
+    probe = Probe(scaled([1, 1, 1, 1]), batches(3))
+    assert (probe.images, len(probe.feeds)) == (15, 3)
+    found = probe.measure(scaled([1.1, 1.1, 1.1, 1.1]))
+    assert found.relative_l2 == pytest.approx(0.1, rel=1e-5)
+    assert (found.disagreement, found.images) == (0.0, 15)
+    flipped = probe.measure(scaled([-1, -1, -1, -1]))
+    assert (flipped.relative_l2, flipped.disagreement) == (2.0, 100.0)
+
+
+def test_a_probe_takes_no_more_images_than_it_is_told() -> None:
+    assert Probe(scaled([1, 1, 1, 1]), batches(3), images=6).images == 10
+
+
+def test_what_is_not_finite_or_zero_proves_nothing() -> None:
+    probe = Probe(scaled([1, 1, 1, 1]), batches(1))
+    with pytest.raises(CheckFailed, match="not finite"):
+        probe.measure(scaled([float("inf")] * 4))
+    with pytest.raises(CheckFailed, match="zero"):
+        Probe(scaled([0, 0, 0, 0]), batches(1)).measure(scaled([1, 1, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "want"),
+    [
+        ({"y": np.array([[1.0, 3.0, 2.0]])}, [1]),
+        ({"values": np.array([[0.9, 0.1]]), "indices": np.array([[7, 2]])}, [7]),
+        ({"y": np.zeros((1, 2, 3))}, None),
+        ({"y": np.zeros((1, 2)), "z": np.zeros((1, 2))}, None),
+    ],
+)
+def test_the_answer_of_each_sample(outputs: dict[str, Any], want: list[int] | None) -> None:
+    got = answers(outputs)
+    assert (got is None) if want is None else (got is not None and got.tolist() == want)
+
+
+def test_points_without_labels_are_of_disagreement() -> None:
+    judge = Judge(scaled([1, 1, 1, 1]), batches(2), 0.0)
+    close, far = scaled([1.05] * 4), scaled([1.2] * 4)
+    assert judge.allows(judge.measure(close))
+    assert not judge.allows(judge.measure(far)), "the same answers, but 20 % off"
+    assert not judge.allows(judge.measure(scaled([1, 1, 1, 9]))), "other answers"
+    assert Judge(scaled([1, 1, 1, 1]), batches(1), None).allows(judge.measure(far))
+
+
+def test_points_with_labels_are_of_top1() -> None:
+    feeds = batches(2)
+    right = [feed["x"].argmax(axis=1) for feed in feeds]
+    labels = [right[0], right[1][:3]]  # the last batch is filled up
+
+    def labelled() -> Any:
+        return zip(feeds, labels, strict=True)
+
+    judge = Judge(scaled([1, 1, 1, 1]), feeds, 12.5, labelled=Labelled(labelled))
+    assert judge.measure(scaled([2, 2, 2, 2])) == Measured(1.0, 0.0, 8)
+    assert judge.allows(judge.measure(scaled([2, 2, 2, 2]))), "the labels alone count"
+    wrong = judge.measure(scaled([-1, -1, -1, -1]))
+    assert (wrong.disagreement, wrong.images) == (100.0, 8)
+    assert not judge.allows(wrong)
+    one_off = [right[0].copy(), right[1][:3]]
+    one_off[0][0] = (one_off[0][0] + 1) % 4
+    better = Labelled(lambda: zip(feeds, one_off, strict=True))
+    assert better.top1_percent(scaled([1, 1, 1, 1])) == (87.5, 8)
