@@ -138,7 +138,7 @@ def _answers(
     from vntools.base.artifacts import read_input
     from vntools.export.load import parse_onnx
     from vntools.models.checkpoint import load_checkpoint, to_module
-    from vntools.precision.floats import to_floats
+    from vntools.precision.floats import emulated, to_floats
     from vntools.verify.float32 import run_float32
 
     with listener.progress("top-1 on the test images"):
@@ -149,7 +149,7 @@ def _answers(
         data = read_input(onnx)
         feeds = [{"input": x}]
         exported = run_float32(data, feeds)[0]["logits"]
-        half = run_float32(to_floats(parse_onnx(data)).model, feeds)[0]["logits"]
+        half = run_float32(emulated(to_floats(parse_onnx(data)).model), feeds)[0]["logits"]
     logits = {"checkpoint": native, "exported": exported, "fp16": half}
     return {k: v.argmax(axis=1).astype(np.int64) for k, v in logits.items()}
 

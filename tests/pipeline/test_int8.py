@@ -12,6 +12,7 @@ import onnx
 import pytest
 from click.testing import Result
 from onnx import numpy_helper
+from PIL import Image
 
 from tests.pictures import noise
 from vntools.base.artifacts import read_sidecar
@@ -30,8 +31,8 @@ def images(work: Path) -> Path:
     for i in range(40):
         path = work / "images" / "ab"[i % 2] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        low = int(rng.integers(0, 128))
-        noise(40, 36, seed=i).point(lambda p, low=low: low + p // 2).save(path)
+        low = rng.integers(0, 128, dtype=np.uint8)
+        Image.fromarray(low + np.asarray(noise(40, 36, seed=i)) // 2).save(path)
     return work / "images"
 
 
@@ -256,3 +257,21 @@ def test_float_types(invoke: Invoke, words: tuple[str, ...]) -> None:
             "stages.0.act",
         }
     assert record["verify"]["relative_l2"] > 1e-5
+
+
+def test_a_layer_that_overflows_is_named(invoke: Invoke, work: Path) -> None:
+    """Its weights fit float16, its sums do not; kept in float32, the graph is fine."""
+    model = onnx.load("net.onnx")
+    held = {t.name: t for t in model.graph.initializer}
+    for name, factor in (("stages.0.conv", 4e4), ("stages.0.act", 1 / 4e4)):
+        conv = next(n for n in model.graph.node if n.name == name)
+        array = numpy_helper.to_array(held[conv.input[1]]) * np.float32(factor)
+        scaled = numpy_helper.from_array(array, conv.input[1])
+        held[conv.input[1]].CopyFrom(scaled)
+    onnx.save(model, "net.onnx")
+    words = ("build-engine", "net.onnx", "--fp16")
+    result = invoke(*words)
+    assert (result.exit_code, "verify.nonfinite" in result.stderr) == (1, True), result.stderr
+    assert "--fp32-layers 'stages.0.conv'" in result.stderr
+    kept = invoke(*words, "--fp32-layers", "stages.0.conv", "--fp32-layers", "stages.0.act")
+    assert kept.exit_code == 0, kept.stderr

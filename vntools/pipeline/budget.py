@@ -94,16 +94,21 @@ class Probe:
                 break
         self.images = seen
 
-    def measure(self, model: ir.Model) -> Measured:
+    def measure(self, model: ir.Model, *, images: int | None = None) -> Measured:
         """A typed graph's outputs against the float32 graph's.
+
+        Args:
+            model: the typed graph.
+            images: how many are enough, of whole batches; None is all.
 
         Raises:
             CheckFailed: ``verify.nonfinite``, ``verify.zero``.
         """
         off: dict[str, float] = {}
         norm: dict[str, float] = {}
-        differ, classes = 0, True
+        differ, seen, classes = 0, 0, True
         for got, want in zip(_run(model, self.feeds), self._want, strict=True):
+            seen += len(next(iter(want.values())))
             for name, y in want.items():
                 if y.dtype.kind != "f":
                     continue
@@ -118,11 +123,13 @@ class Probe:
             classes = classes and ours is not None and theirs is not None
             if ours is not None and theirs is not None:
                 differ += int((ours != theirs).sum())
+            if images is not None and seen >= images:
+                break
         if not any(norm.values()):
             raise CheckFailed("verify.zero", "the float32 graph's outputs are zero")
         worst = max((off[n] / norm[n]) ** 0.5 for n in norm if norm[n])
-        points = 100 * differ / self.images if classes else None
-        return Measured(worst, points, self.images)
+        points = 100 * differ / seen if classes else None
+        return Measured(worst, points, seen)
 
 
 def _run(model: ir.Model, feeds: Iterable[Feed]) -> Iterator[dict[str, Any]]:

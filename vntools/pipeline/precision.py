@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from vntools.base.errors import UsageFault, first_three, quoted
+from vntools.base.errors import CheckFailed, UsageFault, first_three, quoted
 from vntools.pipeline.listener import Listener, Stopwatch
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -162,14 +163,48 @@ def _compared(
     from vntools.verify.float32 import run_float32
 
     narrow = {v.name: v.dtype.numpy() for v in made.graph.inputs if v.dtype is not None}
-    given = [{k: v.astype(narrow[k], copy=False) for k, v in f.items()} for f in feeds]
+    given = [{k: _rounded(v, narrow[k]) for k, v in f.items()} for f in feeds]
     want = run_float32(model, feeds)
     got = run_float32(emulated(made), given)
-    wide = [{k: _float32(v) for k, v in g.items()} for g in got]
     what = f"the {precision} graph against the float32 one"
-    return compare(list(zip(wide, want, strict=True)), what).require(tolerance, what)
+    try:
+        found = compare(list(zip(got, want, strict=True)), what)
+    except CheckFailed as e:
+        layer = _first_overflow(made, given) if e.code == "verify.nonfinite" else ""
+        if not layer:
+            raise
+        raise CheckFailed(
+            e.code,
+            f"{e.message}; {layer} is the first whose values leave the type's range",
+            hint=f"keep it in single precision: --fp32-layers {quoted(layer)}",
+        ) from e
+    return found.require(tolerance, what)
 
 
-def _float32(array: NDArray[Any]) -> NDArray[Any]:
-    """Halves in float32; others (indices) as they are."""
-    return array.astype("float32") if array.dtype == "float16" else array
+def _first_overflow(made: ir.Model, feeds: Feeds) -> str:
+    """The first node in the graph whose output is not finite; empty where none is."""
+    import numpy as np
+
+    from vntools.export.graph import is_float
+    from vntools.precision.floats import ROUNDED, emulated
+    from vntools.verify.float32 import run_float32
+
+    seen = emulated(made)
+    graph = seen.graph
+    shown = {
+        v.name: (node.name or "").removesuffix(ROUNDED)
+        for node in graph
+        for v in node.outputs
+        if is_float(v.dtype) and not v.is_graph_output()
+    }
+    graph.outputs.extend(v for node in graph for v in node.outputs if v.name in shown)
+    for outputs in run_float32(seen, feeds[:1]):
+        for name, node in shown.items():
+            if not np.isfinite(outputs[name or ""]).all():
+                return node
+    return ""
+
+
+def _rounded(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Float32 as the graph's input holds it, in float32 again; others as they are."""
+    return array if array.dtype == dtype else array.astype(dtype).astype(array.dtype)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from vntools.runtime.base import TensorSpec
 
 _ALPHAS = (0.5, 0.25, 0.75)  # equalisation: the usual one first
-_PROBED = 8  # images that sensitivity and equalisation are measured on
+_PROBED = 32  # images that equalisation is measured on
+_FEW = 8  # images that each layer alone is measured on
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def to_int8(
             trial, alpha, equalized = _equalized(trial, ranges, wanted, probe)
         alone: dict[str, float] = {}
         for name in wanted:
-            alone[name] = probe.measure(trial.graph([name])).relative_l2
+            alone[name] = probe.measure(trial.graph([name]), images=_FEW).relative_l2
             advance(1, len(wanted))
     some = probe.feeds
     del probe

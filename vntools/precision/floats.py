@@ -30,6 +30,9 @@ _SUFFIXES = {ir.DataType.FLOAT: "fp32", **{v: k for k, v in HALVES.items()}}
 _LARGEST = {"fp16": "float16's 65504", "bf16": "bfloat16's 3.39e38"}
 # Inputs that are float32 whatever the others are (ONNX operator specifications).
 _ALWAYS_FLOAT32 = {"Resize": (2,), "Upsample": (1,)}
+ROUNDED = ".rounded"
+"""Behind the name of a node whose output :func:`emulated` rounds."""
+
 _BFLOAT16_OPSET = 22  # from here on Conv and pools take bfloat16
 _FOLLOWERS = ("Relu", "LeakyRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool")
 
@@ -101,34 +104,48 @@ def to_floats(
 
 
 def emulated(model: ir.Model) -> ir.Model:
-    """A float32 graph that computes what a bfloat16 one does, where no kernels do.
+    """A float32 graph that computes what one of half types does.
 
-    What each node makes is rounded to bfloat16 and back, so between two nodes the values are
-    those of the graph itself; sums within a node stay float32, as on a GPU.
+    What each node makes is rounded to its type and back, so between two nodes the values are
+    those of the graph itself; sums within a node stay float32, as on a GPU. ONNX Runtime's CPU
+    has no kernels for bfloat16, and leaves out the rounding of float16 between two nodes.
+    Inputs and outputs become float32 too. What rounds has the node's name and a suffix.
     """
     wide = model.clone()
-    bf16, fp32 = ir.TensorType(ir.DataType.BFLOAT16), ir.TensorType(ir.DataType.FLOAT)
+    fp32 = ir.TensorType(ir.DataType.FLOAT)
+    halves = tuple(HALVES.values())
+    taken = value_names(wide.graph)
     for value in wide.graph.initializers.values():
-        if value.dtype == bf16.dtype and value.const_value is not None:
+        if value.dtype in halves and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32))
+            value.type = fp32
+    for value in wide.graph.inputs:
+        if value.dtype in halves:
             value.type = fp32
     for node in list(wide.graph):
         array = _held(node)
-        if array is not None and array.dtype == bf16.dtype.numpy():
+        if array is not None and ir.DataType.from_numpy(array.dtype) in halves:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array.astype("f4")))
         for value in node.outputs:
-            if value.dtype != bf16.dtype:
+            if value.dtype is None or value.dtype not in halves:
                 continue
+            half = ir.TensorType(value.dtype)
             if node.op_type == "Cast":
                 node.attributes["to"] = ir.AttrInt64("to", fp32.dtype)
             value.type = fp32
             readers = tuple(value.uses())
-            narrow = ir.Node("", "Cast", [value], [ir.AttrInt64("to", bf16.dtype)])
-            back = ir.Node("", "Cast", narrow.outputs, [ir.AttrInt64("to", fp32.dtype)])
-            narrow.outputs[0].type, back.outputs[0].type = bf16, fp32
+            to = [ir.AttrInt64("to", t.dtype) for t in (half, fp32)]
+            narrow = ir.Node("", "Cast", [value], to[:1], name=f"{node.name}{ROUNDED}")
+            back = ir.Node("", "Cast", narrow.outputs, to[1:])
+            narrow.outputs[0].type, back.outputs[0].type = half, fp32
             wide.graph.insert_after(node, (narrow, back))
             for use in readers:
                 use.node.replace_input_with(use.idx, back.outputs[0])
+            for at, output in enumerate(wide.graph.outputs):
+                if output is value:
+                    back.outputs[0].name = value.name
+                    value.name = free_name(f"{value.name}_wide", taken)
+                    wide.graph.outputs[at] = back.outputs[0]
     return wide
 
 
