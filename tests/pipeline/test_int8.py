@@ -172,6 +172,17 @@ def test_equalisation_cures_a_ruined_range(invoke: Invoke, work: Path) -> None:
     assert with_it["verify"]["relative_l2"] < without["verify"]["relative_l2"] / 5
 
 
+def test_what_is_broken_is_refused_with_its_layers(invoke: Invoke, work: Path) -> None:
+    ruin(work / "net.onnx", "stages.1.conv", 1000)
+    before = sorted(work.rglob("*"))
+    result = invoke(*INT8, "--no-equalize", "--out", "new.plan")
+    assert result.exit_code == 1
+    assert "error[verify.mismatch]" in result.stderr
+    assert "costliest: stages.1.conv," in result.stderr
+    assert "stages.1.conv" in result.stdout, "the table is printed"
+    assert sorted(work.rglob("*")) == before
+
+
 def test_the_budget_gives_the_ruined_layer_up(invoke: Invoke, work: Path) -> None:
     ruin(work / "net.onnx", "stages.1.conv", 1000)
     words = ("--no-equalize", "--max-drop", 2)

@@ -206,7 +206,7 @@ def command(
     _check(max_drop is not None, {"--eval-data": eval_data}, "--max-drop")
     _check(eval_data is not None, {"--class-map": class_map}, "--eval-data")
     from vntools.pipeline.engine import EngineOptions, build_engine
-    from vntools.pipeline.quantize import BudgetMissed
+    from vntools.pipeline.quantize import Int8Refused
     from vntools.report.engines import engine_text, int8_text
 
     options = EngineOptions(
@@ -231,7 +231,7 @@ def command(
     )
     try:
         done = build_engine(options, console)
-    except BudgetMissed as e:
+    except Int8Refused as e:
         console.result({"int8": e.report.to_record()}, int8_text(e.report))
         raise
     console.result(done.to_record(), engine_text(done))

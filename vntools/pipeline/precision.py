@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vntools.base.errors import CheckFailed, UsageFault, first_three, quoted
 from vntools.pipeline.listener import Listener, Stopwatch
+from vntools.pipeline.quantize import Int8Refused, to_int8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,8 +87,6 @@ def typed(
 
     lost: list[int] = []
     if options.precision == "int8":
-        from vntools.pipeline.quantize import to_int8
-
         assert options.int8 is not None
         half = _matching(model.graph, options.fp16_layers, "--fp16-layers")
         found = to_int8(
@@ -115,7 +114,10 @@ def typed(
             "them become zero"
         )
     with phase("verify"):
-        comparison = _compared(made, model, feeds, options.precision, tolerance)
+        comparison = _compared(made, model, feeds, options.precision)
+        if report is not None and not comparison.relative_l2 <= tolerance.max_relative_l2:
+            raise Int8Refused("verify.mismatch", report)
+        comparison.require(tolerance, _what(options.precision))
     types = {
         name: "int8" if name in layers else "fp32" if name in kept else rest for name in convs
     }
@@ -150,10 +152,8 @@ def _matching(graph: ir.Graph, patterns: Sequence[str], option: str) -> list[ir.
     return [n for n in nodes if any(fnmatchcase(n.name or "", p) for p in patterns)]
 
 
-def _compared(
-    made: ir.Model, model: ir.Model, feeds: Feeds, precision: str, tolerance: Tolerance
-) -> Comparison:
-    """The typed graph within its tolerance of the float32 one.
+def _compared(made: ir.Model, model: ir.Model, feeds: Feeds, precision: str) -> Comparison:
+    """The typed graph against the float32 one.
 
     Raises:
         CheckFailed: ``verify.*``.
@@ -166,9 +166,8 @@ def _compared(
     given = [{k: _rounded(v, narrow[k]) for k, v in f.items()} for f in feeds]
     want = run_float32(model, feeds)
     got = run_float32(emulated(made), given)
-    what = f"the {precision} graph against the float32 one"
     try:
-        found = compare(list(zip(got, want, strict=True)), what)
+        return compare(list(zip(got, want, strict=True)), _what(precision))
     except CheckFailed as e:
         layer = _first_overflow(made, given) if e.code == "verify.nonfinite" else ""
         if not layer:
@@ -178,7 +177,10 @@ def _compared(
             f"{e.message}; {layer} is the first whose values leave the type's range",
             hint=f"keep it in single precision: --fp32-layers {quoted(layer)}",
         ) from e
-    return found.require(tolerance, what)
+
+
+def _what(precision: str) -> str:
+    return f"the {precision} graph against the float32 one"
 
 
 def _first_overflow(made: ir.Model, feeds: Feeds) -> str:

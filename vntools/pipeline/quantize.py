@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BudgetMissed", "Int8Options", "Int8Report", "LayerReport", "Quantized", "to_int8"]
+__all__ = ["Int8Options", "Int8Refused", "Int8Report", "LayerReport", "Quantized", "to_int8"]
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -120,18 +120,28 @@ class Int8Report:
         return asdict(self)
 
 
-class BudgetMissed(CheckFailed):
-    """``int8.budget``: no choice of INT8 layers is within the budget."""
+class Int8Refused(CheckFailed):
+    """The INT8 graph is too far from the float32 one; ``report`` says which layers cost what.
 
-    def __init__(self, report: Int8Report) -> None:
+    ``int8.budget``: no choice of layers is within ``--max-drop``. ``verify.mismatch``: without
+    a budget, it is further than an INT8 graph that works is.
+    """
+
+    def __init__(self, code: str, report: Int8Report) -> None:
         self.report = report
         last = report.steps[-1]
-        drop = "" if last.drop is None else f"{last.drop:.2f} points and "
+        costly = sorted(report.layers, key=lambda v: (-(v.error or 0), v.name))
+        names = ", ".join(v.name for v in costly[:3])
+        lost = f"relative L2 {last.relative_l2:.1e}"
+        if last.drop is not None:
+            lost = f"{last.drop:.2f} points and {lost}"
+        allowed = (
+            "" if report.max_drop is None else f", {report.max_drop:g} points are allowed"
+        )
         super().__init__(
-            "int8.budget",
-            f"even with {last.layers} INT8 layers {drop}relative L2 {last.relative_l2:.1e} "
-            f"are lost, {report.max_drop:g} points are allowed",
-            hint="allow more, build with --fp16, or train with quantisation in the loop",
+            code,
+            f"with {last.layers} INT8 layers {lost} are lost{allowed}; costliest: {names}",
+            hint="give costly layers up with --max-drop or --fp16-layers, or build with --fp16",
         )
 
 
@@ -171,7 +181,7 @@ def to_int8(
     Raises:
         DataFault: ``calib.*``: images or ranges are no good; ``int8.layers``: none is
             left.
-        BudgetMissed: ``int8.budget``.
+        Int8Refused: ``int8.budget``.
     """
     from vntools.precision.int8 import find_layers, quantize
 
@@ -234,7 +244,7 @@ def to_int8(
         options.eval_data is not None,
     )
     if not chosen:
-        raise BudgetMissed(report)
+        raise Int8Refused("int8.budget", report)
     return Quantized(build(chosen, io_type), frozenset(chosen), report, some)
 
 
