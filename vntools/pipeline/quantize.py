@@ -141,7 +141,7 @@ class Int8Refused(CheckFailed):
         super().__init__(
             code,
             f"with {last.layers} INT8 layers {lost} are lost{allowed}; costliest: {names}",
-            hint="give costly layers up with --max-drop or --fp16-layers, or build with --fp16",
+            hint="give costly layers up with --max-drop or --fp16-layers, or use --fp16",
         )
 
 
