@@ -23,28 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vntools.base.provenance import host, versions
-
-
-def write_checkpoint(path: Path, name: str) -> None:
-    """A released-format checkpoint with seeded weights and plausible statistics."""
-    import torch
-
-    from vntools.models.arch import ARCHITECTURES
-    from vntools.models.vanillanet import VanillaNet, initialize
-
-    draw = torch.Generator().manual_seed(0)
-    network = VanillaNet(ARCHITECTURES[name])
-    initialize(network, generator=draw)
-    for part in network.modules():
-        if isinstance(part, torch.nn.Conv2d):
-            part.weight.data.normal_(0, part.weight[0].numel() ** -0.5, generator=draw)
-        if isinstance(part, torch.nn.BatchNorm2d):
-            part.get_buffer("running_mean").normal_(0, 0.1, generator=draw)
-            part.get_buffer("running_var").uniform_(0.5, 2, generator=draw)
-    weights = network.state_dict()
-    average = {k: v.clone() for k, v in weights.items()}
-    args = argparse.Namespace(model=name, decay_epochs=100, act_num=3)
-    torch.save({"model": weights, "model_ema": average, "epoch": 299, "args": args}, path)
+from vntools.models.arch import ARCHITECTURES
 
 
 def usual_flow(ckpt: str, out: str) -> None:
@@ -53,7 +32,6 @@ def usual_flow(ckpt: str, out: str) -> None:
     import onnxsim
     import torch
 
-    from vntools.models.arch import ARCHITECTURES
     from vntools.models.vanillanet import DeployVanillaNet, VanillaNet, initialize
 
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -134,13 +112,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write-checkpoint", type=Path)
     options = parser.parse_args()
+    from vntools.models.seeded import write_seeded
+
     if options.write_checkpoint:
-        write_checkpoint(options.write_checkpoint, options.arch)
+        write_seeded(options.write_checkpoint, ARCHITECTURES[options.arch])
         return
     runs: dict[str, list[dict[str, float]]] = {"usual flow": [], "vntools export": []}
     with tempfile.TemporaryDirectory() as folder:
         ckpt, out = Path(folder, "net.pth"), Path(folder, "net.onnx")
-        write_checkpoint(ckpt, options.arch)
+        write_seeded(ckpt, ARCHITECTURES[options.arch])
         here = [sys.executable, __file__]
         export = [
             sys.executable,

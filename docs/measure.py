@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_export import write_checkpoint
-
 from vntools.bench.compare import compare
 from vntools.bench.measurement import BenchOptions
 from vntools.cli._shared import Console
+from vntools.models.arch import ARCHITECTURES
+from vntools.models.seeded import write_seeded
 from vntools.pipeline.engine import EngineOptions, build_engine
 from vntools.pipeline.export import ExportOptions, export
 from vntools.runtime.onnx_runner import OnnxRunner
@@ -36,7 +36,7 @@ def main() -> None:
     made: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         ckpt = Path(folder, "net.pth")
-        write_checkpoint(ckpt, options.arch)
+        write_seeded(ckpt, ARCHITECTURES[options.arch])
         for name in ("training", "exported"):
             out = Path(folder, f"{name}.onnx")
             merge = name == "exported"

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from bench_export import write_checkpoint
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -35,7 +34,8 @@ from vntools.bench.measurement import BenchOptions
 from vntools.cli._shared import Console
 from vntools.export.graph import stats
 from vntools.export.interface import Interface, Normalization
-from vntools.models.arch import IMAGENET_MEAN, IMAGENET_STD
+from vntools.models.arch import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
+from vntools.models.seeded import write_seeded
 from vntools.pipeline.engine import EngineOptions, build_engine
 from vntools.pipeline.export import ExportOptions, export
 from vntools.runtime.onnx_runner import OnnxRunner
@@ -121,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ckpt = folder / "net.pth"
-        write_checkpoint(ckpt, options.arch)
+        write_seeded(ckpt, ARCHITECTURES[options.arch])
         files: dict[str, bytes] = {}
         for form, asked in FORMS.items():
             out = folder / f"{form}.onnx"

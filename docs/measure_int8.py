@@ -28,10 +28,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench_export import write_checkpoint
-
 from vntools.base.provenance import host, versions
 from vntools.cli._shared import Console
+from vntools.models.arch import ARCHITECTURES, Preprocessing
+from vntools.models.seeded import write_seeded
 from vntools.pipeline.engine import EngineOptions, build_engine
 from vntools.pipeline.export import ExportOptions, export
 from vntools.pipeline.quantize import Int8Options
@@ -135,7 +135,6 @@ def _fit_statistics(ckpt: Path, pixels: Any) -> None:
     """Make the BatchNormalization statistics of a checkpoint those of its activations."""
     import torch
 
-    from vntools.models.arch import ARCHITECTURES
     from vntools.models.vanillanet import VanillaNet
 
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -160,7 +159,7 @@ def vanillanet_13(folder: Path, images: int) -> dict[str, Any]:
     console = _console()
     ckpt, graph, photographs = folder / "net.pth", folder / "net.onnx", folder / "photographs"
     _photographs(photographs, images)
-    write_checkpoint(ckpt, "vanillanet_13")
+    write_seeded(ckpt, ARCHITECTURES["vanillanet_13"])
     pixels = _pixels(photographs, 32)
     _fit_statistics(ckpt, pixels)
     exported = export(ExportOptions(ckpt, graph), console)
@@ -222,7 +221,6 @@ def vanillanet_13(folder: Path, images: int) -> dict[str, Any]:
 def _pixels(photographs: Path, count: int) -> Any:
     import numpy as np
 
-    from vntools.models.arch import ARCHITECTURES, Preprocessing
     from vntools.models.images import evaluation_view, open_rgb, to_input
 
     arch = ARCHITECTURES["vanillanet_13"]

@@ -49,7 +49,7 @@ class Published:
     flops_g: float
     latency_ms: float
     top1: float
-    real: float
+    real: float | None
     tensorrt_fp32_a100_ms: float | None = None
     tensorrt_fp16_a100_ms: float | None = None
     tensorrt_fp32_v100_ms: float | None = None
