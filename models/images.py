@@ -50,6 +50,11 @@ class Listing:
     files: tuple[Path, ...]
     skipped: int
 
+    def spread(self, limit: int | None) -> tuple[Path, ...]:
+        """At most ``limit`` files, spread evenly over all; None is all."""
+        found, count = len(self.files), min(len(self.files), limit or len(self.files))
+        return tuple(self.files[i * found // count] for i in range(count))
+
 
 def list_images(folder: Path, *, code: str = "data") -> Listing:
     """Image files of a folder and of its folders; links to folders are not followed.
@@ -66,7 +71,7 @@ def list_images(folder: Path, *, code: str = "data") -> Listing:
     if not folder.is_dir():
         raise NoInput(f"{code}.missing", "no such folder", path=folder)
     files: list[str] = []
-    skipped, folders = 0, [os.fspath(folder)]
+    skipped, linked, folders = 0, False, [os.fspath(folder)]
     while folders:
         listed = folders.pop()
         try:
@@ -78,12 +83,14 @@ def list_images(folder: Path, *, code: str = "data") -> Listing:
                         files.append(entry.path)
                     else:
                         skipped += 1
+                        linked |= os.path.isdir(entry.path)
         except OSError as e:
             raise from_os_error(e, listed, writing=False) from e
     if not files:
         others = f" and {skipped} other files" if skipped else ""
         why = f"looked for {' '.join(SUFFIXES)}, found 0{others}"
-        raise DataFault(f"{code}.empty", why, path=folder)
+        hint = "links to folders are not followed" if linked else ""
+        raise DataFault(f"{code}.empty", why, hint=hint, path=folder)
     return Listing(tuple(map(Path, sorted(files, key=os.fsencode))), skipped)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from vntools.runtime.base import MARKS, Runner, TensorSpec, check_feeds
+from vntools.runtime.base import MARKS, ORIGIN, Runner, TensorSpec, check_feeds
 
 
 class ScriptedClock:
@@ -18,6 +18,7 @@ class ScriptedClock:
 
     def __init__(self, runner: ScriptedRunner, *, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
+        self.spin = True
         self.waits: list[int] = []
         self._runner = runner
         self._query = [-1] * MARKS
@@ -31,6 +32,9 @@ class ScriptedClock:
         self._runner.calls.append(f"wait {slot}")
 
     def elapsed_ms(self, start: int, end: int) -> float:
+        if start == ORIGIN:  # as if every query waited for the one before
+            done = self._query[end] - self._query[ORIGIN]
+            return sum(self._runner.compute_ms[self._query[ORIGIN] :][:done])
         part = {(0, 1): "h2d", (1, 2): "compute", (2, 3): "d2h"}[start % 4, end % 4]
         assert start // 4 == end // 4
         query = self._query[end] if part == "h2d" else self._query[end] - 1
@@ -60,14 +64,14 @@ class ScriptedRunner(Runner):
         self.calls: list[str] = []
         self.enqueued = 0
         self._script = cycle(compute_ms) if isinstance(compute_ms, list) else compute_ms
-        self._compute_ms: list[float] = []
+        self.compute_ms: list[float] = []
         self._transfer_ms = {"h2d": h2d_ms, "d2h": d2h_ms}
         self._value = value
         self._log: list[str] = [] if log is None else log
         self._batch = 0
 
     def time_ms(self, part: str, query: int) -> float:
-        return self._compute_ms[query] if part == "compute" else self._transfer_ms[part]
+        return self.compute_ms[query] if part == "compute" else self._transfer_ms[part]
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +92,7 @@ class ScriptedRunner(Runner):
     def enqueue(self) -> None:
         self.calls.append("enqueue")
         self._log.append(self.backend)
-        self._compute_ms.append(next(self._script))
+        self.compute_ms.append(next(self._script))
         self.enqueued += 1
 
     def download(self) -> None:

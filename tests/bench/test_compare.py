@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from vntools.base.errors import CheckFailed, UsageFault
 from vntools.bench import compare as module
 from vntools.bench.compare import Comparison, Verdict, compare, relate, verdict
 from vntools.bench.measure import BenchOptions
+from vntools.bench.stopping import Ended
+from vntools.report.comparison import comparison_text
+from vntools.runtime.nvml import Reading, Telemetry
 from vntools.runtime.torch_runner import TorchRunner
 
 OPTIONS = BenchOptions(warm_up_ms=0, duration_s=0, iterations=30)
@@ -24,6 +28,7 @@ OPTIONS = BenchOptions(warm_up_ms=0, duration_s=0, iterations=30)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripted queries take no time: a turn is one that is not counted and one that is."""
     monkeypatch.setattr(module, "_TURN_S", 0)
+    monkeypatch.setattr(module, "_SETTLE_S", 0)
 
 
 def noisy(median_ms: float, *, spread: float = 0.02, seed: int = 0) -> Iterator[float]:
@@ -192,3 +197,115 @@ def test_real_runners_side_by_side():
         got = taken({"slow": slow, "quick": quick}, BenchOptions(0, 0, 12))
     assert got.contenders[1].relation is not None
     assert got.contenders[1].relation.verdict is Verdict.FASTER
+
+
+# --- ends, refusals, the exit
+
+
+def test_ten_rounds_at_least(scripted: Any):
+    # One ratio has an interval of no width, and would always be faster or slower.
+    got = taken({"a": scripted([1.0]), "b": scripted([0.9])}, BenchOptions(0, 0, 1))
+    assert len(got.contenders[0].rounds_ms) == 10
+
+
+@pytest.mark.parametrize(
+    ("spread", "limit_s", "ended"),
+    [
+        (0.001, 60, Ended.NOISE),
+        (0.5, 0.05, Ended.TIME_LIMIT),
+    ],
+)
+def test_what_ended_it(scripted: Any, spread: float, limit_s: float, ended: Ended):
+    options = BenchOptions(0, 0, 1, max_noise_percent=0.5, time_limit_s=limit_s)
+    runners = {
+        "a": scripted(noisy(20, spread=spread, seed=1)),
+        "b": scripted(noisy(20, spread=spread, seed=2)),
+    }
+    got = taken(runners, options)
+    assert got.ended is ended
+    assert got.to_record()["ended"] == str(ended)
+
+
+def test_the_noise_is_waited_for(scripted: Any):
+    def rounds(max_noise_percent: float) -> int:
+        options = BenchOptions(0, 0, 1, max_noise_percent=max_noise_percent)
+        runners = {n: scripted(noisy(20, spread=0.05, seed=ord(n))) for n in "ab"}
+        return len(taken(runners, options).contenders[0].rounds_ms)
+
+    assert rounds(10) < rounds(2)
+
+
+def test_several_streams_are_not_compared(scripted: Any):
+    with pytest.raises(UsageFault) as e:
+        taken({n: scripted([1.0]) for n in "ab"}, BenchOptions(0, 0, 1, streams=2))
+    assert e.value.code == "bench.streams"
+
+
+def test_a_fault_names_its_runner(scripted: Any):
+    with pytest.raises(CheckFailed, match="'second'"):
+        taken({"first": scripted([1.0]), "second": scripted([1.0], value=np.nan)})
+
+
+def test_every_query_on_request(scripted: Any):
+    got = taken({"a": scripted([2.0]), "b": scripted([1.0])})
+    assert "rounds_ms" not in got.to_record()["contenders"][0]
+    record = got.to_record(samples=True)
+    assert json.loads(json.dumps(record)) == record
+    assert record["contenders"][1]["rounds_ms"] == [[1.0]] * 30
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "other_ms", "fails"),
+    [(2.0, 1.0, "slower"), (1.0, 2.0, "faster"), (1.0, 1.0, "same")],
+)
+def test_the_first_is_what_fails(scripted: Any, first_ms: float, other_ms: float, fails: str):
+    got = taken({"a": scripted([first_ms]), "b": scripted([other_ms])})
+    for wanted in Verdict:
+        if wanted == fails:
+            with pytest.raises(CheckFailed, match=r"'a' against 'b' is .* times") as e:
+                got.require(wanted)
+            assert e.value.code == f"bench.{fails}"
+            assert f"{first_ms / other_ms:.3f} times" in e.value.line()
+        else:
+            got.require(wanted)
+
+
+def test_any_of_several_fails(scripted: Any):
+    got = taken({"a": scripted([2.0]), "b": scripted([3.0]), "c": scripted([1.0])})
+    with pytest.raises(CheckFailed, match="'c'"):
+        got.require(Verdict.SLOWER)
+
+
+def test_a_throttled_gpu_is_said(scripted: Any, monkeypatch: pytest.MonkeyPatch):
+    def watched(reasons: int) -> Comparison:
+        seen = Telemetry({"name": "H100"}, [Reading(0, None, None, None, None, reasons)])
+        monkeypatch.setattr(module, "watch", lambda *, on_gpu: nullcontext(seen))
+        return taken({n: scripted([1.0], on_gpu=True) for n in "ab"})
+
+    free, slow = watched(0), watched(0x40)
+    assert free.throttled == ()
+    assert "throttled" not in comparison_text(free)
+    assert slow.throttled == ("hardware thermal slowdown",)
+    assert comparison_text(slow).endswith("at times: hardware thermal slowdown")
+    assert slow.to_record()["telemetry"]["throttle"] == ["hardware thermal slowdown"]
+    assert slow.environment["gpu"] == {"name": "H100"}
+
+
+def test_the_text(scripted: Any):
+    runners = {"a.onnx": scripted([2.0], threads=2), "b.onnx": scripted([1.0], threads=2)}
+    lines = comparison_text(taken(runners)).splitlines()
+    assert lines[0] == "a.onnx: scripted 1.0, float32, 2 threads"
+    assert "30 rounds in random order, 60 queries" in lines[2]
+    assert lines[2].endswith("same within 1.00%; duration and iterations reached")
+    assert lines[4].split() == [
+        "median",
+        "ms",
+        "ratio",
+        "95",
+        "%",
+        "interval",
+        "than",
+        "a.onnx",
+    ]
+    assert lines[5].split() == ["a.onnx", "2", "1"]
+    assert lines[6].split() == ["b.onnx", "1", "0.500", "0.500", "to", "0.500", "faster"]

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
-from array import array
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import torch
 
-from vntools.base.errors import CheckFailed, UsageFault
-from vntools.bench.measure import BenchOptions, Measurement, Queries, measure, random_feeds
+from vntools.base.errors import CheckFailed, InternalFault, UsageFault
+from vntools.bench.measure import (
+    BenchOptions,
+    Measurement,
+    Queries,
+    _Threads,
+    measure,
+    random_feeds,
+)
+from vntools.bench.measurement import Samples
+from vntools.bench.stopping import Ended
 from vntools.report.rows import rows
-from vntools.runtime.base import TensorSpec
+from vntools.runtime.base import HostClock, Runner, TensorSpec
 from vntools.runtime.torch_runner import TorchRunner
 
 QUICK: dict[str, Any] = {"warm_up_ms": 0, "duration_s": 0, "iterations": 20}
@@ -97,15 +105,16 @@ def test_on_a_gpu_one_query_is_ahead(scripted: Any):
 def test_on_a_cpu_nothing_is_ahead(scripted: Any):
     runner = scripted([1.0])
     Queries(runner, transfers=False).run(duration_s=0, at_least=2)
-    assert runner.calls == ["mark 1", "enqueue", "mark 2", "wait 2"] * 2
+    assert runner.calls[0] == "mark 8"
+    assert runner.calls[1:] == ["mark 1", "enqueue", "mark 2", "wait 2"] * 2
 
 
 def test_transfers_lie_outside_the_marks_of_compute(scripted: Any):
     runner = scripted([1.0], on_gpu=True)
     Queries(runner, transfers=True).run(duration_s=0, at_least=1)
     one = ["mark 0", "upload", "mark 1", "enqueue", "mark 2", "download", "mark 3"]
-    assert runner.calls[:7] == one
-    assert runner.calls[14] == "wait 3"
+    assert runner.calls[1:8] == one
+    assert runner.calls[15] == "wait 3"
 
 
 def test_progress_rises_to_at_most_one(scripted: Any):
@@ -117,18 +126,47 @@ def test_progress_rises_to_at_most_one(scripted: Any):
     assert all(0 < part <= 1 for part in seen)
 
 
-def test_a_query_costs_four_numbers_of_memory(scripted: Any):
+def grown_by(work: Any) -> int:
+    """Bytes that were held at once, more than before."""
+    tracemalloc.start()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_query_allocates_nothing(scripted: Any):
     with scripted([1.0]) as runner:
         runner.enqueue = lambda: None
         runner.clock.mark = runner.clock.wait = lambda slot: None
         runner.clock.elapsed_ms = lambda start, end: 1.0
         queries = Queries(runner, transfers=False)
         queries.run(duration_s=0, at_least=10)
-        tracemalloc.start()
-        queries.run(duration_s=0, at_least=4000)
-        grown, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert grown / 4000 < 4 * 8 * 1.3 + 8
+        few, many = (
+            grown_by(lambda n=n: queries.run(duration_s=0, at_least=n)) for n in (10, 6000)
+        )
+    assert (
+        many - few < 6000 / 10
+    )  # bytes; one that is kept for every query would be 16 or more
+
+
+def test_memory_that_is_kept_would_show():
+    kept: list[float] = []
+    few, many = (
+        grown_by(lambda n=n: kept.extend(float(i) for i in range(n))) for n in (10, 6000)
+    )
+    assert many - few > 6000 * 24
+
+
+def test_samples_beyond_a_block_are_kept(scripted: Any):
+    runner = scripted([1.0, 2.0, 3.0])
+    runner.clock.elapsed_ms = lambda start, end: float(start)
+    queries = Queries(runner, transfers=False)
+    queries.run(duration_s=0, at_least=20_001)
+    s = queries.samples
+    assert s.compute.size == 20_001
+    assert set(s.compute) == {1.0}
+    assert (np.diff(s.enqueue_at) > 0).all()
 
 
 # --- options and inputs
@@ -142,6 +180,9 @@ def test_a_query_costs_four_numbers_of_memory(scripted: Any):
         {"iterations": 0},
         {"batch": 0},
         {"percentiles": (90, 101)},
+        {"streams": 0},
+        {"max_noise_percent": 0},
+        {"max_noise_percent": 1, "time_limit_s": 2},
     ],
 )
 def test_options_that_cannot_be_meant(wrong: dict[str, Any]):
@@ -207,7 +248,7 @@ def warned(m: Measurement, word: str) -> bool:
 
 
 def with_enqueue(m: Measurement, enqueue_ms: float) -> Measurement:
-    m.samples.enqueue[:] = array("d", [enqueue_ms]) * len(m.samples.enqueue)
+    m.samples.enqueue[:] = enqueue_ms
     return m
 
 
@@ -269,6 +310,7 @@ def test_the_record_of_a_gpu(scripted: Any):
             "p95",
             "p99",
             "cov_pct",
+            "median_interval",
         ]
     assert record["settings"]["cuda_graph"]
     assert record["settings"]["spin"]
@@ -327,6 +369,8 @@ def test_the_rows_of_a_cpu_know_no_gpu(scripted: Any):
         "Compute Time",
         "Total Host Walltime",
         "Total Compute Time",
+        "Median",
+        "Ended",
         "warning",
     ]
     assert "2 threads" in lines[0]
@@ -338,6 +382,145 @@ def test_the_rows_of_a_cpu_know_no_gpu(scripted: Any):
 def test_the_protocol_says_that_transfers_are_included(scripted: Any):
     m = taken(scripted([1.0], on_gpu=True), transfers=True)
     assert "transfers included, exposed" in m.protocol()
+
+
+# --- streams
+
+
+class Sleeper(Runner):
+    """A CPU runner that sleeps, so that streams can overlap; it counts itself and siblings."""
+
+    def __init__(self, rate: float = 0.005) -> None:
+        self.backend, self.details = "sleeper", {"precision": "float32", "threads": 1}
+        self.inputs = self.outputs = (TensorSpec("x", ("batch",), "float32"),)
+        self.clock = HostClock()
+        self.rate = rate
+        self.closed = 0
+        self.children: list[Sleeper] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed += 1
+
+    def sibling(self) -> Sleeper:
+        self.children.append(Sleeper(self.rate))
+        return self.children[-1]
+
+    def prepare(self, feeds: Any) -> None:
+        self.x = feeds["x"]
+
+    def enqueue(self) -> None:
+        time.sleep(self.rate)
+
+    def results(self) -> dict[str, Any]:
+        return {"x": self.x}
+
+    def upload(self) -> None: ...
+    def download(self) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+def test_streams_of_a_cpu_run_at_the_same_time():
+    with Sleeper() as runner:
+        one = measure(runner, BenchOptions(0, 0.3, 5))
+        three = measure(runner, BenchOptions(0, 0.3, 5, streams=3))
+    assert [c.closed for c in runner.children] == [1, 1]
+    assert three.throughput_qps > 2 * one.throughput_qps
+    assert three.throughput_qps == three.samples.compute.size / three.walltime_s
+    assert (np.diff(three.samples.enqueue_at) >= 0).all()
+    assert 0 <= three.samples.enqueue_at[0] < 1
+    assert "3 streams" in three.protocol()
+    assert warned(three, "several streams")
+    assert not warned(one, "several streams")
+    assert three.to_record()["settings"]["streams"] == 3
+
+
+def test_the_clock_of_all_streams_is_that_of_the_first_to_begin():
+    one = [np.array([float(i)]) for i in range(6)]
+    early, late = Samples(*one), Samples(*one).shifted(0.5)
+    both = Samples.joined([late, early])
+    assert both.enqueue_at.tolist() == [0, 0.5]
+    assert both.at.tolist() == [2, 2.5]
+    assert both.compute.tolist() == [4, 4]
+    threads = _Threads([Sleeper(0), Sleeper(0)])
+    threads.run(duration_s=0, at_least=1)
+    first, second = threads._streams
+    first.begin_ns = second.begin_ns + 7_000_000
+    assert threads.begin_ns == second.begin_ns
+    assert threads.samples.enqueue_at.max() == first.samples.enqueue_at[0] + 7
+
+
+def test_a_stream_that_fails_ends_the_measurement():
+    runner = Sleeper()
+
+    def sibling() -> Sleeper:
+        other = Sleeper()
+        calls = iter(range(5))
+
+        def enqueue() -> None:
+            if next(calls) == 4:
+                raise InternalFault("runner.failed", "it fell")
+
+        other.enqueue = enqueue
+        return other
+
+    runner.sibling = sibling
+    with pytest.raises(InternalFault, match="it fell"):
+        measure(runner, BenchOptions(0, 0.05, 5, streams=2))
+
+
+def test_a_backend_with_one_stream_says_so(scripted: Any):
+    with pytest.raises(UsageFault) as e:
+        taken(scripted([1.0]), streams=2)
+    assert e.value.code == "bench.streams"
+
+
+# --- the end
+
+
+def test_noise_ends_it_or_the_time_limit_and_it_is_said(scripted: Any):
+    quiet = taken(scripted([1.0]), max_noise_percent=1)
+    assert quiet.ended is Ended.NOISE
+    assert "Ended: noise below the limit" in "\n".join(rows(quiet))
+    loud = taken(
+        scripted(np.random.default_rng(0).uniform(1, 2, 997).tolist()),
+        max_noise_percent=1e-9,
+        time_limit_s=0.3,
+        duration_s=0.05,
+    )
+    assert loud.ended is Ended.TIME_LIMIT
+    assert 0.3 <= loud.walltime_s < 1
+    assert warned(loud, "time limit")
+    assert "until noise below 1e-09 % or 0.3 s" in loud.protocol()
+    assert loud.to_record()["ended"] == "time limit reached"
+    assert taken(scripted([1.0])).ended is Ended.DURATION
+
+
+def test_times_go_on_over_the_pauses_in_which_the_rule_looks():
+    with Sleeper(0.001) as runner:
+        m = measure(runner, BenchOptions(0, 0.05, 5, max_noise_percent=1e-9, time_limit_s=0.2))
+    assert (np.diff(m.samples.enqueue_at) > 0).all()
+    assert (np.diff(m.samples.at) > 0).all()
+    assert np.abs(m.samples.at - m.samples.enqueue_at).max() < 20
+
+
+def test_the_samples_are_in_the_record_where_asked_for(scripted: Any):
+    m = taken(scripted([1.0, 2.0]))
+    assert "samples" not in m.to_record()
+    held = json.loads(json.dumps(m.to_record(samples=True)))["samples"]
+    assert held["latency_ms"] == m.samples.latency.tolist()
+    assert len(held["throttled"]) == m.samples.compute.size
+
+
+@pytest.mark.parametrize(("spin", "said"), [(True, "spin wait"), (False, "blocking wait")])
+def test_the_protocol_says_how_the_host_waits(scripted: Any, spin: bool, said: str):
+    runner = scripted([1.0], on_gpu=True)
+    m = taken(runner, spin=spin)
+    assert said in m.protocol()
+    assert runner.clock.spin is spin
+    assert m.to_record()["settings"]["spin"] is spin
 
 
 # --- for real

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -65,7 +66,16 @@ def test_the_coefficient_of_variation_is_of_the_population():
 
 def test_a_record_of_a_summary():
     record = Summary.of([4.0, 1.0, 2.0], (90, 99.9)).to_record()
-    assert list(record) == ["min", "max", "mean", "median", "p90", "p99.9", "cov_pct"]
+    assert list(record) == [
+        "min",
+        "max",
+        "mean",
+        "median",
+        "p90",
+        "p99.9",
+        "cov_pct",
+        "median_interval",
+    ]
     assert (record["min"], record["max"], record["median"]) == (1, 4, 2)
     json.dumps(record)
 
@@ -77,6 +87,25 @@ def test_an_interval_holds_the_median_and_shrinks():
     assert few[0] < 10 < few[1]
     assert many[0] < 10 < many[1]
     assert many[1] - many[0] < (few[1] - few[0]) / 4
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 11, 40])
+def test_an_interval_is_that_of_the_resamples(n: int):
+    values = np.random.default_rng(n).exponential(1, n)
+    picks = np.random.default_rng(9).integers(0, n, (20_000, n))
+    medians = np.sort(np.median(values[picks], axis=1))
+    low, high = median_interval(values.tolist(), seed=0)
+    # The ends are quantiles of a finite number of resamples: 1.5 to 3.5 % hold them.
+    assert medians[300] <= low <= medians[700]
+    assert medians[-700] <= high <= medians[-300]
+
+
+def test_an_interval_of_many_values_is_cheap():
+    tracemalloc.start()
+    median_interval(np.random.default_rng(0).normal(1, 0.1, 100_000), seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_an_interval_covers_as_often_as_it_says():

@@ -32,6 +32,8 @@ KEPT_IN = {
     "tensorrt_rtx": ("engine",),
     "tensorrt_rtx_bindings": ("engine",),
     "pycuda": ("runtime", "cli.doctor"),
+    "openvino": ("runtime",),
+    "matplotlib": ("report",),
     "torch": ("models", "export.trace", "runtime", "demo", "pipeline"),
     "onnxruntime": ("runtime", "verify", "precision", "cli.doctor", "export.shapes"),
 }

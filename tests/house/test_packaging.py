@@ -30,7 +30,8 @@ def test_the_wheel_holds_the_modules_of_the_tree(source_tree: Path, wheel: Path)
     tree = {
         f"{installed}/{path.relative_to(source_tree / folder)}": path.read_bytes()
         for folder, installed in FOLDERS.items()
-        for path in [*(source_tree / folder).rglob("*.py"), source_tree / folder / "py.typed"]
+        for path in (source_tree / folder).rglob("*")
+        if path.suffix in (".py", ".json") or path.name == "py.typed"
     }
     with zipfile.ZipFile(wheel) as archive:
         packed = {

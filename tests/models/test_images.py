@@ -193,7 +193,12 @@ def test_84_no_image_and_no_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataFault, match=r"looked for \.jpg \.jpeg \.png, found 0") as caught:
         list_images(tmp_path, code="eval")
-    assert caught.value.code == "eval.empty"
+    assert (caught.value.code, caught.value.hint) == ("eval.empty", "")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "class").symlink_to(tmp_path)
+    with pytest.raises(DataFault, match="found 0 and 3 other files") as caught:
+        list_images(tmp_path)
+    assert caught.value.hint == "links to folders are not followed"
     with pytest.raises(NoInput) as missing:
         list_images(tmp_path / "notes.txt", code="calib")
     assert (missing.value.code, missing.value.exit_status) == ("calib.missing", 66)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,16 @@ def scaled(by: Sequence[float]) -> ir.Model:
     return graph(SCALE, w=by)
 
 
-def batches(count: int) -> list[dict[str, Any]]:
-    return [feeds_of(scaled([1, 1, 1, 1]), seed=i, batch=5) for i in range(count)]
+class Batches(list[dict[str, Any]]):
+    """Batches of five; the last ``padding`` samples only fill the last batch."""
+
+    def __init__(self, count: int, padding: int = 0) -> None:
+        model = scaled([1, 1, 1, 1])
+        super().__init__(feeds_of(model, seed=i, batch=5) for i in range(count))
+        self.batches, self.images = count, 5 * count - padding
+
+
+batches = Batches
 
 
 def test_a_probe_measures_over_all_batches() -> None:
@@ -136,4 +145,31 @@ def test_points_with_labels_are_of_top1() -> None:
     one_off = [right[0].copy(), right[1][:3]]
     one_off[0][0] = (one_off[0][0] + 1) % 4
     better = Labelled(lambda: zip(feeds, one_off, strict=True))
-    assert better.top1_percent(scaled([1, 1, 1, 1])) == (87.5, 8)
+    assert better.top1(scaled([1, 1, 1, 1])) == (7, 8)
+
+
+def test_points_are_rounded_once() -> None:
+    """100 * 999 / 1000 - 100 * 996 / 1000 is more than 0.3 in float64."""
+    counts = iter([999, 996, 995])
+    labelled: Any = SimpleNamespace(top1=lambda _: (next(counts), 1000))
+    judge = Judge(scaled([1, 1, 1, 1]), batches(1), 0.3, labelled=labelled)
+    assert judge.allows(judge.measure(scaled([1, 1, 1, 1])))
+    assert not judge.allows(judge.measure(scaled([1, 1, 1, 1])))
+
+
+def test_what_fills_the_last_batch_does_not_count() -> None:
+    feeds = batches(2, padding=2)
+    for feed in feeds[1:]:
+        feed["x"][3:] = [0, 0, 0, 9]
+    probe = Probe(scaled([1, 1, 1, 1]), feeds)
+    found = probe.measure(scaled([1, 1, 1, 1]))
+    assert (probe.images, found.images) == (8, 8)
+    x = np.concatenate([feeds[0]["x"], feeds[1]["x"][:3]])
+    want = 0.5 * np.linalg.norm(x[:, 3]) / np.linalg.norm(x)
+    assert probe.measure(scaled([1, 1, 1, 0.5])).relative_l2 == pytest.approx(want, rel=1e-6)
+
+
+def test_outputs_without_floats_say_nothing() -> None:
+    model = graph("(float[n,4] x) => (int64[n,1] y) { y = ArgMax<axis=1>(x) }")
+    with pytest.raises(CheckFailed, match="no output is of floats"):
+        Probe(model, batches(1)).measure(model)

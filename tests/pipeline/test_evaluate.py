@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,20 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import Result
+from onnx import numpy_helper
 
 from tests.conftest import ENTRY
 from tests.graphs import parsed
 from tests.pictures import noise, picture
 from tests.pipeline.conftest import write_checkpoint
+from vntools.base.errors import DataFault
 from vntools.export.interface import Interface
 from vntools.models.arch import IMAGENET_MEAN, IMAGENET_STD
+from vntools.pipeline import artifact_facts
+from vntools.pipeline.bench import Artifact
 from vntools.pipeline.evaluate import top_classes
 from vntools.pipeline.labels import real_labels
+from vntools.runtime.onnx_runner import OnnxRunner
 
 Invoke = Callable[..., Result]
 CLASSES = 10
@@ -256,6 +261,13 @@ def test_real_labels_that_are_none(text: str, here: Path, invoke: Invoke) -> Non
     refused(invoke(*words, "--real-labels", "real.json"), "eval.real", 65)
 
 
+@pytest.mark.parametrize("label", ["12", 1.5, True, None])
+def test_real_labels_that_are_no_numbers(label: object, here: Path) -> None:
+    (here / "real.json").write_text(json.dumps([[1], [label]]))
+    with pytest.raises(DataFault, match="not a JSON list of lists of labels"):
+        real_labels([], here / "real.json", 10)
+
+
 def test_real_labels_by_the_number_in_the_name(here: Path) -> None:
     labels = real_folder(here)
     names = [here / f"ILSVRC2012_val_{n:08}.JPEG" for n in (4, 1)]
@@ -276,6 +288,57 @@ def test_two_artifacts_on_the_same_images(here: Path, invoke: Invoke) -> None:
         ).stdout
     )  # fmt: skip
     assert (found["compare"]["agreeing"], "top1" in found) == (2, False)
+
+
+def test_precision_is_said_as_verify_says_it(
+    here: Path, measured: Callable[..., dict[str, Any]]
+) -> None:
+    model = onnx.load(here / "net.onnx")
+    grid = [numpy_helper.from_array(np.array(v), n)
+            for n, v in (("s", np.float32(0.1)), ("z", np.int8(0)))]  # fmt: skip
+    model.graph.initializer.extend(grid)
+    model.graph.node[-1].output[0] = "g"
+    for op, x, y in (("QuantizeLinear", "g", "q"), ("DequantizeLinear", "q", "y")):
+        model.graph.node.append(onnx.helper.make_node(op, [x, "s", "z"], [y]))
+    onnx.save(model, here / "int8.onnx")
+    found = measured("--compare", "int8.onnx")
+    assert (found["precision"], found["compare"]["precision"]) == ("fp32", "int8")
+
+
+def test_a_plan_gets_batches_that_it_can_hold(
+    here: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
+) -> None:
+    sizes: list[int] = []
+
+    class Plan(OnnxRunner):
+        def prepare(self, feeds: Mapping[str, Any]) -> None:
+            sizes.append(len(feeds["x"]))
+            super().prepare(feeds)
+
+    def describe(artifact: Artifact, _: object) -> tuple[Plan, dict[str, str]]:
+        assert artifact.engine is not None
+        said = onnx.load(here / "net.onnx").metadata_props
+        return Plan((here / "net.onnx").read_bytes()), {p.key: p.value for p in said}
+
+    monkeypatch.setattr(artifact_facts, "open_described", describe)
+    (here / "net.plan").write_bytes(b"ftrt")
+    profile = {"x": {"min": [1, 3, 8, 8], "opt": [1, 3, 8, 8], "max": [4, 3, 8, 8]}}
+    record = {"schema": 1, "sha256": "0" * 64, "precision": "fp16", "profile": profile}
+    (here / "net.plan.json").write_text(json.dumps(record))
+    result = invoke("eval", "--engine", "net.plan", "--data", "val", "--json")
+    found = json.loads(result.stdout)
+    assert (found["precision"], found["images"]["evaluated"]) == ("fp16", 30)
+    assert sizes == [4] * 8
+
+
+def test_names_cannot_write_to_the_terminal(here: Path, invoke: Invoke) -> None:
+    (here / "net.onnx").rename(here / "\x1b[31mnet.onnx")
+    (here / "val" / "n0" / os.fsdecode(b"\x1b[31m\xff.jpg")).write_bytes(b"none")
+    words = ("--data", "val", "--skip-bad", "--device", "cpu")
+    result = invoke("eval", "--onnx", "\x1b[31mnet.onnx", *words)
+    assert result.exit_code == 0, result.stderr
+    assert "\x1b" not in result.output
+    assert "left out val/n0/\\x1b[31m\\udcff.jpg: cannot be read" in result.stdout
 
 
 def test_a_checkpoint_its_exports_and_their_heads(
@@ -313,6 +376,9 @@ def test_the_largest_come_first_and_of_equals_the_lower_number() -> None:
     scores = np.array([[0, 3, 3, 9, 1, 2, 2]], np.float16)
     assert top_classes({"y": scores}).tolist() == [[3, 1, 2, 5, 6]]
     assert top_classes({"values": scores, "indices": np.array([[4, 2]])}).tolist() == [[4, 2]]
+    levels = np.array([[0, 255, 1], [128, 0, 127]], np.uint8)
+    assert top_classes({"y": levels}).tolist() == [[1, 2, 0], [0, 2, 1]]
+    assert top_classes({"y": (levels ^ 128).view(np.int8)}).tolist() == [[1, 2, 0], [0, 2, 1]]
 
 
 @pytest.mark.parametrize(
@@ -324,6 +390,8 @@ def test_the_largest_come_first_and_of_equals_the_lower_number() -> None:
         (("--onnx", "net.onnx", "--data", "val", "--real-labels", "no"), "input.missing", 66),
         (("--onnx", "net.onnx", "--data", "val", "--compare", "no"), "input.missing", 66),
         (("--onnx", "wide.onnx", "--data", "val"), "eval.output", 65),
+        (("--onnx", "two.onnx", "--data", "val"), "eval.output", 65),
+        (("--onnx", "mean.onnx", "--data", "val"), "eval.output", 65),
         (("--onnx", "net.onnx", "--data", "val", "--compare", "few.onnx"), "eval.compare", 65),
         (("--onnx", "nan.onnx", "--data", "val"), "verify.nonfinite", 1),
         (("--engine", "net.plan", "--data", "val", "--device", "auto"), "gpu.none", 69),
@@ -336,6 +404,10 @@ def test_wrong_calls(
     monkeypatch.setattr("vntools.runtime.trt_runner.gpu_count", lambda: 0)
     texts = {
         "wide": "(float[n,3,8,8] x) => (float[n,3,8,8] y) { y = Relu(x) }",
+        "two": "(float[n,3,8,8] x) => (float[n,10] y, float[n,192] f) <float[192,10] W> "
+               "{ f = Flatten(x) y = MatMul(f, W) }",
+        "mean": "(float[n,3,8,8] x) => (float[m,10] y) <float[192,10] W, int64[1] a = {0}> "
+                "{ f = Flatten(x) g = MatMul(f, W) y = ReduceMean(g, a) }",
         "few": "(float[n,3,1,1] x) => (float[n,3] y) { y = Flatten(x) }",
         "nan": "(float[n,3,8,8] x) => (float[n,10] y) <float[192,10] W> "
                "{ r = Sqrt(x) f = Flatten(r) y = MatMul(f, W) }",

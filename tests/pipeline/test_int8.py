@@ -17,6 +17,7 @@ from PIL import Image
 from tests.pictures import noise
 from vntools.base.artifacts import read_sidecar
 from vntools.export.load import load_onnx
+from vntools.precision import equalize
 from vntools.precision.int8 import find_layers
 from vntools.verify.float32 import run_float32
 
@@ -229,7 +230,12 @@ def test_a_budget_out_of_reach_publishes_nothing(invoke: Invoke, work: Path) -> 
         (("--int8",), "calib.required", 2),
         (("--calib", "images"), "engine.option", 2),
         (("--int8-head", "--fp16"), "engine.option", 2),
-        (("--max-drop", 1), "engine.option", 2),
+        (("--max-drop", 0), "engine.option", 2),
+        (("--calib-method", "minmax"), "engine.option", 2),
+        (("--fp16", "--no-equalize"), "engine.option", 2),
+        ((*INT8[2:], "--calib-cache", "nowhere/ranges.json"), "out.folder", 73),
+        ((*INT8[2:], "--calib-cache", "new.plan"), "engine.out_twice", 2),
+        ((*INT8[2:], "--keep-onnx", "new.plan.json"), "engine.out_twice", 2),
         ((*INT8[2:], "--eval-data", "images"), "engine.option", 2),
         ((*INT8[2:], "--class-map", "images"), "engine.option", 2),
         (("--fp32-layers", "stem.*"), "engine.option", 2),
@@ -270,6 +276,59 @@ def test_float_types(invoke: Invoke, words: tuple[str, ...]) -> None:
     assert record["verify"]["relative_l2"] > 1e-5
 
 
+def test_a_budget_is_a_number(invoke: Invoke) -> None:
+    result = invoke(*INT8, "--max-drop", "nan")
+    assert result.exit_code == 2
+    assert "nan is no number of points" in result.stderr
+
+
+def test_weights_of_constant_nodes(invoke: Invoke, work: Path) -> None:
+    """As weights that are initializers, and none is left beside its int8."""
+    plain = ("--no-equalize", "--keep-onnx", "typed.onnx")
+    usual = built(invoke, *plain)["engine"]["int8"]["layers"]
+    model = onnx.load("net.onnx")
+    for tensor in model.graph.initializer:
+        node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+        model.graph.node.insert(0, node)
+    del model.graph.initializer[:]
+    onnx.save(model, "net.onnx")
+    layers = built(invoke, *plain)["engine"]["int8"]["layers"]
+    assert [v["error"] for v in layers] == [v["error"] for v in usual]
+    nodes = onnx.load("typed.onnx").graph.node
+    read = {name for node in nodes for name in node.input}
+    assert all(node.output[0] in read for node in nodes if node.op_type == "Constant")
+
+
+def test_a_graph_with_pairs_keeps_them_in_a_float_type(invoke: Invoke, work: Path) -> None:
+    """Also in an opset whose scales are float32."""
+    record = built(invoke, "--fp32", "--keep-onnx", "typed.onnx")
+    model = onnx.load("typed.onnx")
+    model.opset_import[0].version = 13
+    onnx.save(model, "pairs.onnx")
+    result = invoke("build-engine", "pairs.onnx", "--fp16", "--json")
+    assert result.exit_code == 0, result.stderr
+    halves = {name: t.replace("fp32", "fp16") for name, t in asked(record).items()}
+    assert asked(json.loads(result.stdout)) == halves
+    assert "int8" in halves.values()
+    refused = invoke("build-engine", "pairs.onnx", *INT8[2:])
+    assert "error[int8.layers]" in refused.stderr
+
+
+def test_one_balance_that_moves_nothing_does_not_end_the_others(
+    invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ruin(work / "net.onnx", "stages.1.conv")
+    whole = equalize.equalize
+
+    def some(model: Any, channels: Any, *, alpha: float) -> equalize.Equalized:
+        if alpha == 0.25:
+            return equalize.Equalized(model, (), ())
+        return whole(model, channels, alpha=alpha)
+
+    monkeypatch.setattr(equalize, "equalize", some)
+    assert built(invoke)["engine"]["int8"]["alpha"] in (0.5, 0.75)
+
+
 def test_a_layer_that_overflows_is_named(invoke: Invoke, work: Path) -> None:
     """Its weights fit float16, its sums do not; kept in float32, the graph is fine."""
     model = onnx.load("net.onnx")
@@ -280,6 +339,11 @@ def test_a_layer_that_overflows_is_named(invoke: Invoke, work: Path) -> None:
         scaled = numpy_helper.from_array(array, conv.input[1])
         held[conv.input[1]].CopyFrom(scaled)
     onnx.save(model, "net.onnx")
+    # Behind QuantizeLinear it is finite again, and wrong.
+    for more, code in ((), "verify.mismatch"), (("--max-drop", 1), "verify.nonfinite"):
+        named = invoke(*INT8, "--no-equalize", *more)
+        assert (named.exit_code, code in named.stderr) == (1, True), named.stderr
+        assert "--fp32-layers 'stages.0.conv'" in named.stderr
     words = ("build-engine", "net.onnx", "--fp16")
     result = invoke(*words)
     assert (result.exit_code, "verify.nonfinite" in result.stderr) == (1, True), result.stderr

@@ -12,6 +12,7 @@ from vntools.bench.measurement import BenchOptions
 from vntools.models.arch import ARCHITECTURES
 from vntools.models.baselines import BASELINES
 from vntools.pipeline.listener import Mute
+from vntools.pipeline.peak import LimitOptions
 from vntools.pipeline.suite import SuiteOptions, run_suite
 from vntools.report.suite import suite_text
 
@@ -61,6 +62,13 @@ def test_files_of_ones_own_and_what_fails(options: SuiteOptions) -> None:
     eighteen = found["ResNet-18"].published
     assert eighteen is not None
     assert (eighteen.latency_ms, eighteen.tensorrt_fp16_a100_ms) == (3.12, 0.28)
+
+
+def test_floors_where_limits_are_given(options: SuiteOptions) -> None:
+    assert all(row.floor_ms is None for row in run_suite(options, Mute()).rows)
+    limit = LimitOptions(peak_tflops=1.0, bandwidth_gb_s=100.0)
+    rows = run_suite(replace(options, limit=limit), Mute()).rows
+    assert all(row.floor_ms and row.floor_ms > 1e-5 for row in rows)
 
 
 def test_one_network_alone(options: SuiteOptions) -> None:

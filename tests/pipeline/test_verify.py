@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.graphs import onnx_bytes
 from vntools.base.errors import CheckFailed, UsageFault
-from vntools.pipeline import verify as module
+from vntools.pipeline import artifact_facts as module
 from vntools.pipeline.bench import Artifact
 from vntools.pipeline.same_inputs import _seeded
 from vntools.pipeline.verify import VerifyOptions, verify
@@ -97,8 +97,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     return use
 
 
-def sidecar(plan: Path, precision: str, most: int = 8) -> None:
-    profile = f'{{"x": {{"min": [1, 6], "opt": [1, 6], "max": [{most}, 6]}}}}'
+def sidecar(plan: Path, precision: str, most: int = 8, least: int = 1) -> None:
+    profile = f'{{"x": {{"min": [{least}, 6], "opt": [1, 6], "max": [{most}, 6]}}}}'
     (plan.parent / "a.plan.json").write_text(
         f'{{"schema": 1, "sha256": "{"0" * 64}", "precision": "{precision}", '
         f'"profile": {profile}}}'
@@ -160,6 +160,25 @@ def test_a_plan_gets_batches_that_it_can_hold(files: tuple[Path, Path], fake) ->
     assert runner.batches == [3] * 5
 
 
+def test_no_batch_is_smaller_than_a_plan_takes(
+    files: tuple[Path, Path], fake, tmp_path: Path
+) -> None:
+    runner = Fake(error=0.5, row=3)
+    fake(runner)
+    sidecar(files[0], "fp16", most=4, least=4)
+    x = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    found = verify(
+        VerifyOptions(*files, data=tmp_path / "x.npz", device="cpu", batch=4), Quiet()
+    )
+    assert runner.batches == [4, 4]
+    assert found.differences[0].samples == 6, "the padding is not compared"
+    found = verify(VerifyOptions(*files, device="cpu", limit=3), Quiet())
+    assert runner.batches == [4, 4, 4]
+    assert found.differences[0].samples == 3
+    assert not found.failures, "the one wrong row is padding"
+
+
 def test_one_wrong_row_of_a_batch_is_seen(files: tuple[Path, Path], fake) -> None:
     fake(Fake(error=0.5, row=7))
     sidecar(files[0], "fp16")
@@ -171,13 +190,13 @@ def test_one_wrong_row_of_a_batch_is_seen(files: tuple[Path, Path], fake) -> Non
 def test_the_narrower_float_holds_the_seeded_inputs_exactly() -> None:
     wide, narrow = (TensorSpec(f"f{n}", ("n", 2), f"float{n}") for n in (32, 16))
     for first, second in ((wide, narrow), (narrow, wide)):
-        (shared,) = _seeded([(first, second)], 3, 1)
+        (shared,) = _seeded([(first, second)], 3, 1, samples=3)
         a, b = shared.a[first.name], shared.b[second.name]
         assert {str(a.dtype), str(b.dtype)} == {"float32", "float16"}
         assert np.array_equal(a, b)
         assert a.std() > 0.1
     kinds = [TensorSpec(k, ("n", 300), k) for k in ("uint8", "bool", "int64")]
-    (shared,) = _seeded([(s, s) for s in kinds], 2, 1)
+    (shared,) = _seeded([(s, s) for s in kinds], 2, 1, samples=2)
     assert (shared.a["uint8"].min(), shared.a["uint8"].max()) == (0, 255)
     assert 0.4 < shared.a["bool"].mean() < 0.6
     assert shared.a["int64"].any()

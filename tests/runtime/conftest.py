@@ -93,6 +93,10 @@ class FakeEvent:
         self.stream.synchronize()
         return self.at_ms >= 0
 
+    def synchronize(self) -> None:
+        self.gpu.blocking_waits += 1
+        self.query()
+
     def time_till(self, end: FakeEvent) -> float:
         assert min(self.at_ms, end.at_ms) >= 0, "an event was read that has not happened"
         return end.at_ms - self.at_ms
@@ -109,7 +113,7 @@ class FakeAllocation:
         return self.address
 
     def free(self) -> None:
-        assert self.gpu.contexts == 1, "memory was freed outside its context"
+        assert self.gpu.contexts, "memory was freed outside its context"
         del self.gpu.memory[self.address]
 
 
@@ -126,6 +130,7 @@ class FakeGpu:
         self.now_ms = 0.0
         self.free_bytes = 1 << 20
         self.launches = 0
+        self.blocking_waits = 0
         self.driver = self._pycuda()
         self.library = FakeLibrary(self)
 
@@ -144,10 +149,11 @@ class FakeGpu:
                 gpu.contexts += 1
 
             def pop(self) -> None:
-                for stream in gpu.streams.values():
-                    stream.queue.clear()  # work under way holds its events
-                assert not gpu.events(), "events outlive their context"
                 gpu.contexts -= 1
+                if not gpu.contexts:
+                    for stream in gpu.streams.values():
+                        stream.queue.clear()  # work under way holds its events
+                    assert not gpu.events(), "events outlive their context"
 
         def upload(address: Any, host: np.ndarray, stream: FakeStream) -> None:
             def copy() -> None:
@@ -170,7 +176,8 @@ class FakeGpu:
             total_memory=lambda: 1 << 30,
         )
         driver.Stream = lambda flags=0: FakeStream(gpu, flags)
-        driver.Event = lambda: FakeEvent(gpu)
+        driver.Event = lambda flags: FakeEvent(gpu)
+        driver.event_flags = SimpleNamespace(BLOCKING_SYNC=1)
         driver.mem_alloc = lambda size: FakeAllocation(gpu, size)
         driver.pagelocked_empty = lambda shape, dtype: np.full(shape, 77, dtype)
         driver.memcpy_htod_async = upload
@@ -251,24 +258,13 @@ class FakeLibrary:
 
 
 class FakeEngine:
-    """An engine, its execution context and its runtime configuration in one."""
+    """An engine and its runtime configuration in one."""
 
     num_io_tensors = 2
 
     def __init__(self, trt: Any, gpu: FakeGpu) -> None:
         self.trt, self.gpu = trt, gpu
-        self.shape: tuple[int, ...] = ()
-        self.initialised_for: tuple[int, ...] = ()
-        self.addresses: dict[str, int] = {}
-        self.context = SimpleNamespace(
-            set_input_shape=self._set_input_shape,
-            get_tensor_shape=lambda name: (
-                self.shape if name == "input" else (self.shape[0], 4, *self.shape[2:])
-            ),
-            set_tensor_address=self._set_address,
-            execute_async_v3=self._execute,
-            is_stream_capturable=lambda _: trt.capturable,
-        )
+        trt.engines += 1
 
     def get_tensor_name(self, index: int) -> str:
         return ("input", "logits")[index]
@@ -293,17 +289,43 @@ class FakeEngine:
         self.trt.specialization = getattr(
             config, "dynamic_shapes_kernel_specialization_strategy", None
         )
-        return self.context if self.trt.has_memory else None
+        return FakeContext(self.trt, self.gpu) if self.trt.has_memory else None
 
-    def _set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shape = shape
+    def create_engine_inspector(self) -> Any:
+        def told(form: str) -> str:
+            assert (form, type(inspector.execution_context)) == ("JSON", FakeContext)
+            return '{"Layers": []}'
+
+        inspector = SimpleNamespace(execution_context=None, get_engine_information=told)
+        return inspector
+
+
+class FakeContext:
+    """An execution context: shapes and addresses of its own, and a profiler."""
+
+    profiler: Any = None
+
+    def __init__(self, trt: Any, gpu: FakeGpu) -> None:
+        self.trt, self.gpu = trt, gpu
+        self.shape: tuple[int, ...] = ()
+        self.initialised_for: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = tuple(shape)
         return name == "input"
 
-    def _set_address(self, name: str, address: int) -> bool:
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape if name == "input" else (self.shape[0], 4, *self.shape[2:])
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return True
 
-    def _execute(self, handle: int) -> bool:
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.trt.capturable
+
+    def execute_async_v3(self, handle: int) -> bool:
         stream = self.gpu.streams[handle]
         first, self.initialised_for = self.initialised_for != self.shape, self.shape
         if stream.captured is not None and (first or not self.trt.runs_under_capture):
@@ -317,6 +339,9 @@ class FakeEngine:
             y = reference(x).astype(np.float32)
             self.gpu.memory[addresses["logits"]][:] = y.tobytes()
             self.gpu.now_ms += 0.5
+            if self.profiler is not None:
+                self.profiler.report_layer_time("conv + relu", 0.375)
+                self.profiler.report_layer_time("head", 0.125)
 
         stream.put(kernel)
         return True
@@ -328,7 +353,9 @@ def fake_trt(gpu: FakeGpu) -> Any:
     trt.ILogger = type("ILogger", (), {})
     trt.TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
     trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
-    trt.dtype, trt.specialization = "FLOAT", None
+    trt.IProfiler = type("IProfiler", (), {})
+    trt.LayerInformationFormat = SimpleNamespace(JSON="JSON")
+    trt.dtype, trt.specialization, trt.engines = "FLOAT", None, 0
     trt.loads = trt.has_memory = trt.enqueues = trt.runs_under_capture = trt.capturable = True
 
     class Runtime:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pkgutil
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +14,14 @@ import pytest
 
 import vntools.runtime
 from vntools.base.artifacts import sha256_bytes
-from vntools.base.errors import CheckFailed, DataFault
-from vntools.engine.backend import Backend, choose
+from vntools.base.errors import CheckFailed, DataFault, Unavailable
+from vntools.engine.backend import Backend, choose, gpu_count, load
 from vntools.engine.build import BuildOptions, build
 from vntools.runtime.base import Runner, TensorSpec
-from vntools.runtime.onnx_runner import OnnxCudaRunner, OnnxRunner
-from vntools.runtime.torch_runner import TorchCudaRunner, TorchRunner
+from vntools.runtime.onnx_runner import OnnxCudaRunner, OnnxRunner, OnnxTensorrtRunner
+from vntools.runtime.openvino_runner import OpenvinoRunner
+from vntools.runtime.torch_compile_runner import TorchCompileCudaRunner, TorchCompileRunner
+from vntools.runtime.torch_runner import TorchCudaGraphRunner, TorchCudaRunner, TorchRunner
 from vntools.runtime.trt_runner import PlanRunner
 
 
@@ -35,6 +39,25 @@ def _real_plan(_: pytest.FixtureRequest, net: Any) -> Runner:
     return PlanRunner(built.plan, built.record | {"sha256": sha256_bytes(built.plan)}, backend)
 
 
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip where an optional package is not installed."""
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed")
+
+
+def _tensorrt_10() -> bool:
+    """Whether ONNX Runtime's TensorRT provider has what it was built for."""
+    try:
+        return gpu_count() > 0 and load("tensorrt").major == 10
+    except Unavailable:
+        return False
+
+
+needs_tensorrt_10 = pytest.mark.skipif(not _tensorrt_10(), reason="no GPU or no TensorRT 10")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+# Of PyTorch's own code, which it tells nobody else to change.
+COMPILING = [pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
+
 # By file of vntools/runtime: how each of its runners is made. Those that need a GPU are
 # marked; the logic of the plan runner is held against a GPU made of numpy arrays.
 MAKERS: dict[str, list[Any]] = {
@@ -45,12 +68,41 @@ MAKERS: dict[str, list[Any]] = {
             id="onnxruntime-cuda",
             marks=pytest.mark.gpu,
         ),
+        pytest.param(
+            lambda _, net: OnnxTensorrtRunner(net.onnx_model()),
+            id="onnxruntime-tensorrt",
+            marks=needs_tensorrt_10,
+        ),
+    ],
+    "openvino_runner": [
+        pytest.param(
+            lambda _, net: OpenvinoRunner(net.onnx_model()),
+            id="openvino-cpu",
+            marks=needs("openvino"),
+        ),
+    ],
+    "torch_compile_runner": [
+        pytest.param(
+            lambda _, net: TorchCompileRunner(net.module(), net.shape),
+            id="pytorch-compile-cpu",
+            marks=[*COMPILING, needs_compiler],
+        ),
+        pytest.param(
+            lambda _, net: TorchCompileCudaRunner(net.module(), net.shape),
+            id="pytorch-compile-cuda",
+            marks=[*COMPILING, pytest.mark.gpu],
+        ),
     ],
     "torch_runner": [
         pytest.param(lambda _, net: TorchRunner(net.module(), net.shape), id="pytorch-cpu"),
         pytest.param(
             lambda _, net: TorchCudaRunner(net.module(), net.shape),
             id="pytorch-cuda",
+            marks=pytest.mark.gpu,
+        ),
+        pytest.param(
+            lambda _, net: TorchCudaGraphRunner(net.module(), net.shape),
+            id="pytorch-cuda-graph",
             marks=pytest.mark.gpu,
         ),
     ],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -14,7 +16,7 @@ from vntools.base.artifacts import sha256_bytes
 from vntools.base.errors import DataFault, Unavailable
 from vntools.engine import backend
 from vntools.runtime import onnx_runner
-from vntools.runtime.onnx_runner import OnnxCudaRunner, OnnxRunner
+from vntools.runtime.onnx_runner import OnnxCudaRunner, OnnxRunner, OnnxTensorrtRunner
 from vntools.runtime.onnx_weights import weight_bytes
 
 
@@ -168,6 +170,105 @@ def test_cuda_that_silently_became_the_cpu(
 )
 def test_nodes_must_be_where_they_were_asked_to_be(nodes: dict[str, list[str]], fits: bool):
     assert onnx_runner._all_on("CUDAExecutionProvider", nodes) is fits
+
+
+# --- TensorRT asked for
+
+
+def test_tensorrt_without_a_gpu(net: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "gpu_count", lambda: 0)
+    with (
+        pytest.raises(Unavailable, match="TensorrtExecutionProvider was asked for") as e,
+        OnnxTensorrtRunner(net.onnx_model()),
+    ):
+        pass
+    assert e.value.code == "provider.missing"
+
+
+@pytest.mark.skipif(backend.gpu_count() > 0, reason="TensorRT may really be there")
+def test_tensorrt_that_silently_became_the_cpu(
+    gpu: Any, net: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backend, "gpu_count", lambda: 1)
+    with (
+        pytest.raises(Unavailable, match=r"Tensorrt.* was asked for, and ONNX Runtime") as e,
+        OnnxTensorrtRunner(net.onnx_model()),
+    ):
+        pass
+    assert e.value.code == "provider.missing"
+
+
+@pytest.mark.parametrize(
+    ("types", "flags", "said"),
+    [
+        (("float32",), {}, "float32 (TF32 allowed)"),
+        (("float16",), {"trt_fp16_enable"}, "float16 (wider types allowed)"),
+        (("bfloat16", "float32"), {"trt_bf16_enable"}, "bfloat16 (wider types allowed)"),
+        (("int8", "float16"), {"trt_int8_enable", "trt_fp16_enable"},
+         "int8 (wider types allowed)"),
+    ],
+)  # fmt: skip
+def test_tensorrts_flags_are_the_types_of_the_graph(
+    types: tuple[str, ...], flags: set[str], said: str
+):
+    runner = OnnxTensorrtRunner(b"")
+    runner._types = types
+    assert runner._provider_options() == dict.fromkeys(flags, "1")
+    assert runner._precision() == said
+
+
+@pytest.mark.parametrize(
+    ("nodes", "runs"),
+    [
+        ({"TensorrtExecutionProvider": ["Conv", "Relu"]}, True),
+        ({"TensorrtExecutionProvider": ["Conv"], "CUDAExecutionProvider": ["Relu"]}, False),
+        ({"CUDAExecutionProvider": ["Conv", "Relu"]}, False),
+    ],
+)
+def test_tensorrt_must_have_the_nodes(
+    gpu: Any,
+    net: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: dict[str, list[str]],
+    runs: bool,
+):
+    """ONNX Runtime's CPU sessions, told to say that they are TensorRT's."""
+    real, asked = onnxruntime.InferenceSession, []
+
+    class Session(real):
+        def __init__(self, model: bytes, options: Any, providers: list[Any]) -> None:
+            asked.extend(providers)
+            super().__init__(model, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return list(nodes)
+
+        def get_provider_graph_assignment_info(self) -> list[Any]:
+            return [
+                SimpleNamespace(
+                    ep_name=name,
+                    get_nodes=lambda ops=ops: [SimpleNamespace(op_type=o) for o in ops],
+                )
+                for name, ops in nodes.items()
+            ]
+
+    monkeypatch.setattr(backend, "gpu_count", lambda: 1)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    opened = OnnxTensorrtRunner(net.onnx_model(dtype=TensorProto.FLOAT16))
+    if not runs:
+        with pytest.raises(Unavailable, match=r"TensorrtExecutionProvider was asked for"):
+            opened.__enter__()
+        return
+    with opened as runner:
+        assert runner.backend == "onnxruntime-tensorrt"
+        assert runner.details["precision"] == "float16 (wider types allowed)"
+        assert runner.details["cuda_graph"].startswith("not used")
+        assert runner.details["gpu"]["name"] == "Numpy A100"
+    ((provider, options),) = asked
+    assert provider == "TensorrtExecutionProvider"
+    assert options["trt_fp16_enable"] == "1"
+    assert int(options["user_compute_stream"]) in gpu.streams
 
 
 # --- the wire

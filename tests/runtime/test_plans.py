@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vntools.base.errors import (
     UsageFault,
     VntoolsError,
 )
+from vntools.bench.measure import BenchOptions, measure
 from vntools.engine.backend import Backend, choose
 from vntools.engine.build import BuildOptions, build
 from vntools.runtime import trt_runner
@@ -247,6 +249,73 @@ def test_without_a_graph_the_context_enqueues(gpu: Any, plan: Any, net: Any):
         runner.run({"input": net.images(2)})
         assert runner.details["cuda_graph"] == "off"
     assert gpu.launches == 0
+
+
+def test_a_sibling_has_memory_and_a_graph_of_its_own_over_the_same_engine(
+    gpu: Any, trt: Any, plan: Any, net: Any
+):
+    a, b = net.images(2), net.images(1, seed=1)
+    with plan() as runner:
+        runner.prepare({"input": a})
+        with ExitStack() as stack:
+            other = stack.push(runner.sibling())
+            other.prepare({"input": b})
+            assert other.clock is not runner.clock
+            for one in (runner, other, runner):
+                one.enqueue()
+                one.download()
+            runner.synchronize()
+            other.synchronize()
+            assert np.allclose(runner.results()["logits"], net.reference(a), atol=1e-5)
+            assert np.allclose(other.results()["logits"], net.reference(b), atol=1e-5)
+            assert len(gpu.library.open_graphs) == 2
+        assert len(gpu.library.open_graphs) == 1
+        assert np.allclose(runner.run({"input": a})["logits"], net.reference(a), atol=1e-5)
+    assert trt.engines == 1
+
+
+def test_layers_are_timed_without_the_graph_and_without_the_first_query(
+    gpu: Any, plan: Any, net: Any
+):
+    with plan() as runner:
+        runner.run({"input": net.images(2)})
+        launches = gpu.launches
+        assert runner.profile(3) == {"conv + relu": [0.375] * 3, "head": [0.125] * 3}
+        assert gpu.launches == launches
+        runner.run({"input": net.images(2)})
+        assert gpu.launches == launches + 1
+
+
+def test_the_inspector_speaks_of_the_context_that_runs(plan: Any, net: Any):
+    with plan() as runner:
+        runner.run({"input": net.images(2)})
+        assert json.loads(runner.layer_info()) == {"Layers": []}
+
+
+@pytest.mark.parametrize("spin", [True, False])
+def test_a_wait_spins_or_sleeps(gpu: Any, plan: Any, net: Any, spin: bool):
+    with plan() as runner:
+        runner.run({"input": net.images(1)})
+        runner.clock.spin = spin
+        runner.clock.mark(0)
+        runner.clock.wait(0)
+        assert gpu.blocking_waits == (0 if spin else 1)
+
+
+def test_several_streams_of_a_plan_are_fed_in_turn(gpu: Any, trt: Any, plan: Any):
+    with plan() as runner:
+        m = measure(runner, BenchOptions(0, 0, 9, streams=3))
+    assert m.samples.compute.size >= 9
+    assert (m.samples.compute > 0).all()
+    assert (m.samples.at >= 0).all()
+    assert trt.engines == 1
+    assert "3 streams, 1 query ahead each" in m.protocol()
+
+
+def test_a_plan_says_its_kernels(trt: Any):
+    sidecar = {"sha256": "0", "kernels": [{"name": "k"}]}
+    runner = PlanRunner(b"plan", sidecar, Backend("tensorrt", "11.4.1", trt))
+    assert runner.details["kernels"] == [{"name": "k"}]
 
 
 def _refuses(trt: Any, gpu: Any) -> None:

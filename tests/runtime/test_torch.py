@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from vntools.base.errors import CheckFailed, InternalFault, Unavailable
 from vntools.runtime.base import TensorSpec, check_outputs
-from vntools.runtime.torch_runner import TorchCudaRunner, TorchRunner
+from vntools.runtime.torch_runner import TorchCudaGraphRunner, TorchCudaRunner, TorchRunner
 
 
 class Net(torch.nn.Module):
@@ -59,6 +61,76 @@ def test_cuda_that_is_not_there():
     with pytest.raises(Unavailable) as e, TorchCudaRunner(torch.nn.ReLU(), (3, 2, 2)):
         pass
     assert e.value.code == "gpu.none"
+
+
+class StandInGraph:
+    """Counts how often it is replayed."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def on_the_cpu(module: torch.nn.Module) -> Any:
+    """The CUDA graph runner with a prepared input, and a stand-in for ``torch.cuda``."""
+    runner: Any = TorchCudaGraphRunner(module, (2,))
+    runner._torch = SimpleNamespace(
+        inference_mode=torch.inference_mode,
+        OutOfMemoryError=torch.OutOfMemoryError,
+        cuda=MagicMock(CUDAGraph=StandInGraph),
+    )
+    runner._torch.cuda.graph.return_value.__exit__.return_value = False
+    runner._input = torch.ones(1, 2)
+    return runner
+
+
+class Counting(torch.nn.Module):
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x
+
+
+def test_a_capture_comes_after_warm_ups_on_a_side_stream_and_is_replayed():
+    module = Counting()
+    runner = on_the_cpu(module)
+    runner._specialise()
+    names = [name for name, _, _ in runner._torch.cuda.mock_calls]
+    assert names.index("Stream().wait_stream") < names.index("graph")
+    assert names.index("current_stream().wait_stream") < names.index("graph")
+    assert module.calls == 3 + 1
+    runner.enqueue()
+    runner.enqueue()
+    assert module.calls == 3 + 1
+    assert runner._graph.replays == 2
+
+
+def test_a_capture_that_fails_is_an_error():
+    class Uncapturable(torch.nn.Module):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls > 3:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            return x
+
+    with pytest.raises(Unavailable, match="when stream is capturing;") as e:
+        on_the_cpu(Uncapturable())._specialise()
+    assert e.value.code == "torch.capture"
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_with_new_inputs(net: Any):
+    with TorchCudaGraphRunner(net.module(), net.shape) as runner:
+        assert runner.details["cuda_graph"] == "captured"
+        for seed in (1, 2):
+            x = net.images(2, seed=seed)
+            y = runner.run({"input": x})["logits"]
+            assert np.linalg.norm(y - net.reference(x)) < 2e-3 * np.linalg.norm(y)
 
 
 @pytest.mark.gpu

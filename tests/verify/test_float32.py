@@ -1,14 +1,19 @@
-"""Large graphs run in parts, and the parts give what the whole gives."""
+"""Large graphs run in parts, which give what the whole gives; streams and their faults."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from tests.graphs import feeds_of, graph
+from vntools.base.errors import InternalFault
 from vntools.verify import float32
-from vntools.verify.float32 import run_float32
+from vntools.verify.float32 import run_float32, stream_float32
 
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -45,3 +50,18 @@ def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch, size: 
             assert list(got) == ["y", "early", "x", "w"]
             for name in want:
                 np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_a_fault_of_the_feeds_is_not_onnx_runtimes() -> None:
+    model = graph("(float[n,3] x) => (float[n,3] y) { y = Relu(x) }")
+
+    def feeds() -> Iterator[dict[str, Any]]:
+        yield feeds_of(model)
+        raise ZeroDivisionError
+
+    outputs = stream_float32(model, feeds())
+    assert next(outputs)["y"].shape == (2, 3)
+    with pytest.raises(ZeroDivisionError):
+        next(outputs)
+    with pytest.raises(InternalFault, match="ONNX Runtime failed"):
+        next(stream_float32(model, [{"x": np.zeros(3, np.float32)}]))

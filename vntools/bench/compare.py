@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Comparison", "Contender", "Relation", "Verdict", "compare", "relate", "verdict"]
+__all__ = [
+    "Comparison",
+    "Contender",
+    "Relation",
+    "Verdict",
+    "compare",
+    "relate",
+    "verdict",
+]
 
 import statistics
 import time
@@ -13,12 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from vntools.base.errors import UsageFault
+from vntools.base.errors import CheckFailed, UsageFault, about
 from vntools.bench.measure import BenchOptions, Queries, environment, start
 from vntools.bench.statistics import median_interval
+from vntools.bench.stopping import Ended, StoppingRule
 from vntools.runtime.base import Runner
+from vntools.runtime.nvml import Telemetry, slowdown, watch
 
 _TURN_S = 0.05  # a turn of one runner: long against a switch, short against drift
+_SETTLE_S = 0.005  # for which threads of the runner before may spin on
+_LEAST_ROUNDS = 10  # the resamples of fewer ratios are too few to make an interval
 
 
 class Verdict(StrEnum):
@@ -28,6 +40,12 @@ class Verdict(StrEnum):
     SLOWER = "slower"
     SAME = "same"
     UNCLEAR = "unclear"
+
+    @property
+    def reverse(self) -> Verdict:
+        """The same with the sides exchanged."""
+        opposite = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
+        return opposite.get(self, self)
 
 
 def verdict(low: float, high: float, *, same: float) -> Verdict:
@@ -93,21 +111,59 @@ class Comparison:
         contenders: in the caller's order.
         options: how they were measured.
         same: see :func:`verdict`.
-        environment: versions and host.
+        ended: what ended it.
+        telemetry: the GPU meanwhile.
+        environment: versions, host, and the GPU as NVML names it.
     """
 
     contenders: tuple[Contender, ...]
     options: BenchOptions
     same: float
+    ended: Ended
+    telemetry: Telemetry
     environment: dict[str, Any]
 
-    def to_record(self) -> dict[str, Any]:
-        """JSON-ready, without the single queries."""
+    @property
+    def throttled(self) -> tuple[str, ...]:
+        """Why the GPU was throttled in some of the rounds; a ratio of one round bears it."""
+        readings = self.telemetry.readings
+        return tuple(sorted({text for reading in readings for text in slowdown(reading)}))
+
+    def require(self, fail_if: Verdict) -> None:
+        """Accept the first contender, unless it is ``fail_if`` than (or as) another one.
+
+        Raises:
+            CheckFailed: ``bench.slower``, or another verdict.
+        """
+        first, *others = self.contenders
+        for other in others:
+            found = other.relation
+            if found is not None and found.verdict.reverse is fail_if:
+                raise CheckFailed(
+                    f"bench.{fail_if}",
+                    f"{first.name!r} against {other.name!r} is {fail_if}: "
+                    f"{1 / found.ratio:.3f} times its latency "
+                    f"(95 %: {1 / found.high:.3f} to {1 / found.low:.3f})",
+                )
+
+    def to_record(self, *, samples: bool = False) -> dict[str, Any]:
+        """JSON-ready; with ``samples`` every query too."""
+        options = self.options
         return {
             "schema": 1,
-            "batch": self.options.batch,
+            "batch": options.batch,
             "rounds": len(self.contenders[0].rounds_ms),
             "same": self.same,
+            "ended": str(self.ended),
+            "settings": {
+                "transfers": options.transfers,
+                "spin": options.spin,
+                "warm_up_ms": options.warm_up_ms,
+                "duration_s": options.duration_s,
+                "iterations": options.iterations,
+                "max_noise_pct": options.max_noise_percent,
+                "seed": options.seed,
+            },
             "contenders": [
                 {
                     "name": c.name,
@@ -123,9 +179,11 @@ class Comparison:
                         "high": c.relation.high,
                         "verdict": str(c.relation.verdict),
                     },
+                    **({"rounds_ms": [list(r) for r in c.rounds_ms]} if samples else {}),
                 }
                 for c in self.contenders
             ],
+            "telemetry": self.telemetry.to_record(),
             "environment": self.environment,
         }
 
@@ -139,43 +197,34 @@ def compare(
 ) -> Comparison:
     """Measure open runners in turns, and relate each to the first.
 
-    In a round every runner has one turn, in random order: a query that is not counted (what
-    ran before left its traces in caches and threads), then about 50 ms of queries. A round
-    gives one ratio of medians for each runner, so what drifts slowly cancels; the interval is
-    a bootstrap over rounds.
+    In a round every runner has one turn, in random order: some milliseconds that are not
+    counted (what ran before left its traces in caches and threads), then about 50 ms of
+    queries. A round gives one ratio of medians for each runner, so what drifts slowly cancels;
+    the interval is a bootstrap over rounds.
 
     Args:
         runners: open, by name; the first is the reference.
-        options: ``duration_s`` is the least time for each runner, ``iterations`` the least
-            number of rounds.
+        options: ``duration_s`` is the least time for each runner and ``time_limit_s`` the
+            most; ``iterations`` is the least number of rounds, of which there are ten at
+            least; the noise is that of the ratios.
         same: see :func:`verdict`.
-        tick: called after every round with the part of the time that has passed.
+        tick: called after every round with the part of the least time that has passed.
 
     Raises:
-        UsageFault: ``bench.unlike``: fewer than two runners, or a GPU against a CPU; otherwise
-            as :func:`vntools.bench.measure.measure`.
+        UsageFault: ``bench.unlike``: fewer than two runners, or a GPU against a CPU;
+            ``bench.streams``: more than one; otherwise as
+            :func:`vntools.bench.measure.measure`.
         CheckFailed: ``verify.nonfinite``.
     """
     if len(runners) < 2 or len({r.clock.on_gpu for r in runners.values()}) > 1:
         raise UsageFault("bench.unlike", "a comparison needs two runners on the same device")
-    for runner in runners.values():
-        start(runner, options)
-    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in runners}
-    rng = np.random.default_rng(options.seed)
-    least_s = options.duration_s * len(runners)
-    begin = time.perf_counter()
-    while True:
-        for index in rng.permutation(len(runners)):
-            name = list(runners)[index]
-            rounds[name].append(_take_turn(runners[name], options))
-        done = min(
-            (time.perf_counter() - begin) / least_s if least_s else 1.0,
-            len(rounds[next(iter(runners))]) / options.iterations,
-        )
-        if tick is not None:
-            tick(min(1.0, done))
-        if done >= 1:
-            break
+    if options.streams > 1:
+        raise UsageFault("bench.streams", "a comparison has one stream")
+    for name, runner in runners.items():
+        with about(name):
+            start(runner, options)
+    with watch(on_gpu=next(iter(runners.values())).clock.on_gpu) as telemetry:
+        rounds, ended = _rounds(runners, options, tick)
     medians = {n: [statistics.median(turn) for turn in r] for n, r in rounds.items()}
     first = medians[next(iter(runners))]
     return Comparison(
@@ -194,16 +243,54 @@ def compare(
         ),
         options=options,
         same=same,
-        environment=environment(),
+        ended=ended,
+        telemetry=telemetry,
+        environment={**environment(), **({"gpu": telemetry.facts} if telemetry.facts else {})},
     )
 
 
+def _rounds(
+    runners: Mapping[str, Runner],
+    options: BenchOptions,
+    tick: Callable[[float], None] | None,
+) -> tuple[dict[str, list[tuple[float, ...]]], Ended]:
+    """Latencies of every query by runner and round, and what ended the rounds."""
+    limits = options.rule
+    rule = StoppingRule(
+        limits.duration_s * len(runners),
+        max(limits.iterations, _LEAST_ROUNDS),
+        limits.max_noise_percent,
+        limits.time_limit_s * len(runners),
+    )
+    names = list(runners)
+    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    rng = np.random.default_rng(options.seed)
+    begin = time.perf_counter()
+    while True:
+        for index in rng.permutation(len(names)):
+            name = names[index]
+            turn = _take_turn(runners[name], options)
+            rounds[name].append(turn)
+            medians[name].append(statistics.median(turn))
+        elapsed_s = time.perf_counter() - begin
+        first = np.array(medians[names[0]])
+        endings = {rule.ended(np.array(medians[n]) / first, elapsed_s) for n in names[1:]}
+        if tick is not None:
+            passed = elapsed_s / rule.duration_s if rule.duration_s else 1.0
+            tick(min(1.0, passed, first.size / rule.iterations))
+        if None not in endings:
+            late = Ended.TIME_LIMIT in endings
+            return rounds, Ended.TIME_LIMIT if late else next(e for e in endings if e)
+
+
 def _take_turn(runner: Runner, options: BenchOptions) -> tuple[float, ...]:
-    """Latencies of the queries of one turn, after one that is not counted."""
-    turn = Queries(runner, transfers=options.transfers)
-    turn.run(duration_s=_TURN_S, at_least=2)
-    s = turn.samples
-    return tuple(map(sum, zip(s.h2d[1:], s.compute[1:], s.d2h[1:], strict=True)))
+    """Latencies of the queries of one turn, after some that are not counted."""
+    settling = Queries(runner, transfers=options.transfers, spin=options.spin)
+    settling.run(duration_s=_SETTLE_S, at_least=1)
+    turn = Queries(runner, transfers=options.transfers, spin=options.spin)
+    turn.run(duration_s=_TURN_S, at_least=1)
+    return tuple(turn.samples.latency.tolist())
 
 
 def relate(

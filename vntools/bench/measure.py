@@ -6,6 +6,9 @@ calls that exposed DMA), and are 0 without transfers; Latency is the sum of the 
 Time is the host's clock around the call. One query is enqueued ahead, so that a GPU need not
 wait for the host. On a CPU there are no copies, nothing runs ahead, Latency is Compute Time.
 
+With several streams every stream has its own query ahead: on a GPU one thread feeds them in
+turn, on a CPU each has a thread of its own.
+
 Source: TensorRT 11.1, samples/common/sampleInference.cpp and sampleReporting.cpp.
 """
 
@@ -19,10 +22,15 @@ __all__ = [
     "measure",
     "random_feeds",
     "start",
+    "throttled",
 ]
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -31,9 +39,13 @@ from numpy.typing import NDArray
 from vntools.base.errors import UsageFault
 from vntools.base.provenance import host, versions
 from vntools.bench.measurement import BenchOptions, Measurement, Samples
-from vntools.runtime.base import MARKS, Runner, TensorSpec
+from vntools.bench.stopping import Ended
+from vntools.runtime.base import ORIGIN, Runner, TensorSpec
+from vntools.runtime.nvml import Reading, Telemetry, slowdown, watch
 
-_MARKS_OF_A_QUERY = MARKS // 2  # start of H2D, start and end of compute, end of D2H
+_MARKS_OF_A_QUERY = 4  # start of H2D, start and end of compute, end of D2H
+_COLUMNS = len(Samples.__dataclass_fields__)
+_BLOCK = array("d", bytes(8 * _COLUMNS * 8192))  # what a table of samples grows by
 _TICK_NS = 100_000_000  # between two calls of a progress callback
 
 
@@ -71,23 +83,40 @@ def random_feeds(
 
 
 class Queries:
-    """Starts queries on a prepared runner and collects their times.
+    """Starts queries on prepared runners and collects their times, 48 bytes a query.
 
     Args:
-        runner: open and prepared.
+        runners: open and prepared; more than one are streams, fed in turn.
         transfers: copy inputs and outputs in every query.
+        spin: how to wait; see :class:`vntools.runtime.base.Clock`.
 
     Attributes:
-        samples: one of each quantity a query; nothing else is kept.
+        begin_ns: when the first run began, by ``time.perf_counter_ns``.
     """
 
-    def __init__(self, runner: Runner, *, transfers: bool) -> None:
-        self.samples = Samples()
-        self._runner = runner
-        self._clock = runner.clock
+    def __init__(self, *runners: Runner, transfers: bool, spin: bool = True) -> None:
+        self.begin_ns = 0
+        self._runners = runners
         self._transfers = transfers
-        self._depth = 2 if runner.clock.on_gpu else 1
-        self._enqueue_ms = [0.0] * self._depth
+        self._table = _BLOCK[:]
+        self._filled = 0
+        for runner in runners:
+            runner.clock.spin = spin
+        depth = 2 if runners[0].clock.on_gpu else 1
+        self._slots = [
+            (runner, runner.clock, ahead * _MARKS_OF_A_QUERY)
+            for ahead in range(depth)
+            for runner in runners
+        ]
+        self._begun_ns = [0] * len(self._slots)
+        self._enqueued_ns = [0] * len(self._slots)
+        self._run_ms = 0.0
+
+    @property
+    def samples(self) -> Samples:
+        """A copy of what was collected so far."""
+        rows = np.frombuffer(self._table, count=self._filled).reshape(-1, _COLUMNS)
+        return Samples(*(np.array(column) for column in rows.T))
 
     def run(
         self, *, duration_s: float, at_least: int, tick: Callable[[float], None] | None = None
@@ -103,10 +132,15 @@ class Queries:
             Seconds from the start of the first query to the end of the last.
         """
         clock = time.perf_counter_ns
+        for runner in self._runners:
+            runner.clock.mark(ORIGIN)
         begin = clock()
+        self.begin_ns = self.begin_ns or begin
+        self._run_ms = (begin - self.begin_ns) * 1e-6  # ns -> ms
         end = begin + int(duration_s * 1e9)  # s -> ns
         next_tick = begin + _TICK_NS
-        for slot in range(self._depth):
+        depth = len(self._slots)
+        for slot in range(depth):
             self._start(slot)
         count, slot = 0, 0
         while True:
@@ -119,22 +153,21 @@ class Queries:
                 tick(min(1.0, (now - begin) / max(1, end - begin)))
                 next_tick = now + _TICK_NS
             self._start(slot)
-            slot = (slot + 1) % self._depth
-        for ahead in range(1, self._depth):
-            self._collect((slot + ahead) % self._depth)
+            slot = (slot + 1) % depth
+        for ahead in range(1, depth):
+            self._collect((slot + ahead) % depth)
         return (clock() - begin) * 1e-9  # ns -> s
 
     def _start(self, slot: int) -> None:
         """Enqueue one query between its marks."""
-        runner, clock = self._runner, self._clock
-        mark = slot * _MARKS_OF_A_QUERY
+        runner, clock, mark = self._slots[slot]
         if self._transfers:
             clock.mark(mark)
             runner.upload()
         clock.mark(mark + 1)
-        begin = time.perf_counter_ns()
+        self._begun_ns[slot] = time.perf_counter_ns()
         runner.enqueue()
-        self._enqueue_ms[slot] = (time.perf_counter_ns() - begin) * 1e-6  # ns -> ms
+        self._enqueued_ns[slot] = time.perf_counter_ns()
         clock.mark(mark + 2)
         if self._transfers:
             runner.download()
@@ -142,13 +175,56 @@ class Queries:
 
     def _collect(self, slot: int) -> None:
         """Wait for one query and keep its times."""
-        clock, samples = self._clock, self.samples
-        mark = slot * _MARKS_OF_A_QUERY
-        clock.wait(mark + (3 if self._transfers else 2))
-        samples.h2d.append(clock.elapsed_ms(mark, mark + 1) if self._transfers else 0.0)
-        samples.compute.append(clock.elapsed_ms(mark + 1, mark + 2))
-        samples.d2h.append(clock.elapsed_ms(mark + 2, mark + 3) if self._transfers else 0.0)
-        samples.enqueue.append(self._enqueue_ms[slot])
+        _, clock, mark = self._slots[slot]
+        moved = self._transfers
+        clock.wait(mark + (3 if moved else 2))
+        elapsed, table, at = clock.elapsed_ms, self._table, self._filled
+        if at == len(table):
+            table.extend(_BLOCK)
+        begun = self._begun_ns[slot]
+        table[at] = (begun - self.begin_ns) * 1e-6  # ns -> ms
+        table[at + 1] = (self._enqueued_ns[slot] - begun) * 1e-6
+        table[at + 2] = self._run_ms + elapsed(ORIGIN, mark if moved else mark + 1)
+        table[at + 3] = elapsed(mark, mark + 1) if moved else 0.0
+        table[at + 4] = elapsed(mark + 1, mark + 2)
+        table[at + 5] = elapsed(mark + 2, mark + 3) if moved else 0.0
+        self._filled = at + _COLUMNS
+
+
+class _Threads:
+    """Queries on several CPU runners at once, a thread each; used as :class:`Queries` are."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._streams = [Queries(runner, transfers=False) for runner in runners]
+
+    @property
+    def begin_ns(self) -> int:
+        """When the first stream began."""
+        return min(q.begin_ns for q in self._streams)
+
+    @property
+    def samples(self) -> Samples:
+        """Those of all streams, by the time they were enqueued."""
+        parts = [q.samples.shifted((q.begin_ns - self.begin_ns) * 1e-6) for q in self._streams]
+        return Samples.joined(parts)
+
+    def run(
+        self, *, duration_s: float, at_least: int, tick: Callable[[float], None] | None = None
+    ) -> float:
+        """See :meth:`Queries.run`; every stream needs the duration and the queries."""
+        barrier = Barrier(len(self._streams))
+
+        def run(stream: int) -> tuple[float, float]:
+            barrier.wait()
+            begin = time.perf_counter()
+            self._streams[stream].run(
+                duration_s=duration_s, at_least=at_least, tick=None if stream else tick
+            )
+            return begin, time.perf_counter()
+
+        with ThreadPoolExecutor(len(self._streams)) as pool:
+            times = list(pool.map(run, range(len(self._streams))))
+        return max(end for _, end in times) - min(begin for begin, _ in times)
 
 
 def start(runner: Runner, options: BenchOptions) -> None:
@@ -161,7 +237,7 @@ def start(runner: Runner, options: BenchOptions) -> None:
     if options.transfers and not runner.clock.on_gpu:
         raise UsageFault("bench.transfers", "a CPU has no data transfers to include")
     runner.run(random_feeds(runner.inputs, options.batch, seed=options.seed))
-    warm_up = Queries(runner, transfers=options.transfers)
+    warm_up = Queries(runner, transfers=options.transfers, spin=options.spin)
     warm_up.run(duration_s=options.warm_up_ms / 1000, at_least=1)
 
 
@@ -171,28 +247,88 @@ def measure(
     """Measure an open runner.
 
     Args:
-        runner: open; it is prepared here.
+        runner: open; it is prepared here, and its siblings where more streams are asked for.
         options: how.
         tick: progress; see :meth:`Queries.run`.
 
     Raises:
-        UsageFault: ``bench.batch``, ``bench.shape``, ``bench.transfers``, ``plan.profile``.
+        UsageFault: ``bench.batch``, ``bench.shape``, ``bench.transfers``, ``bench.streams``,
+            ``plan.profile``.
         CheckFailed: ``verify.nonfinite``: an output holds NaN or infinity.
     """
-    start(runner, options)
-    queries = Queries(runner, transfers=options.transfers)
-    walltime_s = queries.run(
-        duration_s=options.duration_s, at_least=options.iterations, tick=tick
-    )
+    on_gpu = runner.clock.on_gpu
+    with ExitStack() as stack:
+        runners = [runner]
+        start(runner, options)
+        for _ in range(1, options.streams):
+            runners.append(runner.sibling())
+            stack.push(runners[-1])
+            start(runners[-1], options)
+        queries = (
+            _Threads(runners)
+            if options.streams > 1 and not on_gpu
+            else Queries(*runners, transfers=options.transfers, spin=options.spin)
+        )
+        with watch(on_gpu=on_gpu) as telemetry:
+            walltime_s, ended = _until_ended(queries, options, telemetry, tick)
+    samples = queries.samples
+    facts = {"gpu": telemetry.facts} if telemetry.facts else {}
     return Measurement(
         backend=runner.backend,
         details=dict(runner.details),
-        on_gpu=runner.clock.on_gpu,
+        on_gpu=on_gpu,
         options=options,
-        samples=queries.samples,
+        samples=samples,
+        throttled=throttled(samples, queries.begin_ns, telemetry.readings),
         walltime_s=walltime_s,
-        environment=environment(),
+        ended=ended,
+        telemetry=telemetry,
+        environment={**environment(), **facts},
     )
+
+
+def _until_ended(
+    queries: Queries | _Threads,
+    options: BenchOptions,
+    telemetry: Telemetry,
+    tick: Callable[[float], None] | None,
+) -> tuple[float, Ended]:
+    """Query until the stopping rule says so; seconds of querying, and what ended it.
+
+    The rule is asked between two runs of queries, so that it does not disturb them.
+    """
+    rule = options.rule
+    elapsed_s, look_s, missing = 0.0, rule.duration_s, rule.iterations
+    while True:
+        elapsed_s += queries.run(
+            duration_s=look_s - elapsed_s, at_least=max(1, missing), tick=tick
+        )
+        samples = queries.samples
+        slow = throttled(samples, queries.begin_ns, telemetry.readings)
+        ended = rule.ended(samples.latency[~slow], elapsed_s)
+        if ended is None and elapsed_s >= rule.time_limit_s:
+            ended = Ended.TIME_LIMIT
+        if ended is not None:
+            return elapsed_s, ended
+        look_s, missing, tick = rule.next_look_s(elapsed_s), 0, None
+
+
+def throttled(
+    samples: Samples, begin_ns: int, readings: Sequence[Reading]
+) -> NDArray[np.bool_]:
+    """Which queries to set aside: those enqueued next to a reading that says throttled.
+
+    A query between two readings counts as throttled if either does. Where more than half
+    would go, none does: then the throttled GPU is what is measured.
+    """
+    slow = np.array([bool(slowdown(r)) for r in readings])
+    if not slow.any():
+        return np.zeros(samples.compute.size, dtype=np.bool_)
+    at_ms = (np.array([r.at_ns for r in readings]) - begin_ns) * 1e-6  # ns -> ms
+    after = np.searchsorted(at_ms, samples.enqueue_at)
+    last = slow.size - 1
+    found = slow[np.clip(after - 1, 0, last)] | slow[np.clip(after, 0, last)]
+    return found if 2 * np.count_nonzero(found) <= found.size else np.zeros_like(found)
 
 
 def environment() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["command"]
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,13 @@ def _pools(
             raise click.BadParameter(f"{text!r} is not of the form workspace:4G")
         pools[match[1]] = float(match[2]) * _MIB[match[3]]
     return pools
+
+
+def _points(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """Not NaN, which lies in every range of click's."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number of points")
+    return value
 
 
 def _capability(text: str) -> int:
@@ -79,7 +87,7 @@ def _check(there: bool, given: Mapping[str, object], needed: str) -> None:
         UsageFault: ``engine.option``.
     """
     for option, value in given.items():
-        if not there and value not in (None, False, ()):
+        if not there and not (value is None or value is False or value == ()):
             raise UsageFault("engine.option", f"{option} needs {needed}")
 
 
@@ -92,8 +100,7 @@ def _check(there: bool, given: Mapping[str, object], needed: str) -> None:
 @click.option("--calib", type=Path, metavar="DIR",
               help="INT8: images, or an .npz of input batches.")  # fmt: skip
 @click.option("--calib-method", type=click.Choice(["minmax", "entropy", "percentile"]),
-              default="minmax", show_default=True,
-              help="INT8: how ranges are found.")  # fmt: skip
+              show_default="minmax", help="INT8: how ranges are found.")  # fmt: skip
 @click.option("--calib-cache", type=Path, metavar="FILE",
               help="INT8: ranges to reuse, written if not there.")  # fmt: skip
 @click.option("--calib-images", type=click.IntRange(1), metavar="N",
@@ -102,7 +109,8 @@ def _check(there: bool, given: Mapping[str, object], needed: str) -> None:
 @click.option("--int8-head", is_flag=True, help="The classifier in INT8 too.")
 @click.option("--equalize/--no-equalize", default=True,
               help="INT8: even out channel ranges where it helps.")  # fmt: skip
-@click.option("--max-drop", type=click.FloatRange(0, 100), metavar="POINTS",
+@click.option("--max-drop", type=click.FloatRange(0, 100), callback=_points,
+              metavar="POINTS",
               help="INT8: top-1 that may be lost; costly layers stay float.")  # fmt: skip
 @click.option("--eval-data", type=Path, metavar="DIR",
               help="INT8: labelled images that --max-drop is of.")  # fmt: skip
@@ -142,7 +150,7 @@ def command(
     bf16: bool,
     int8: bool,
     calib: Path | None,
-    calib_method: Method,
+    calib_method: Method | None,
     calib_cache: Path | None,
     calib_images: int | None,
     int8_depthwise: bool,
@@ -185,7 +193,7 @@ def command(
 
         quantize = Int8Options(
             calib,
-            method=calib_method,
+            method=calib_method or "minmax",
             cache=calib_cache,
             images=calib_images,
             depthwise=int8_depthwise,
@@ -196,8 +204,9 @@ def command(
             class_map=class_map,
         )
     given = {
-        "--calib": calib, "--calib-cache": calib_cache, "--calib-images": calib_images,
-        "--int8-depthwise": int8_depthwise, "--int8-head": int8_head, "--max-drop": max_drop,
+        "--calib": calib, "--calib-method": calib_method, "--calib-cache": calib_cache,
+        "--calib-images": calib_images, "--int8-depthwise": int8_depthwise,
+        "--int8-head": int8_head, "--no-equalize": not equalize, "--max-drop": max_drop,
         "--eval-data": eval_data, "--fp16-layers": fp16_layers,
     }  # fmt: skip
     _check(int8, given, "--int8")

@@ -7,7 +7,15 @@ for.
 
 from __future__ import annotations
 
-__all__ = ["FLAVOURS", "Backend", "choose", "compute_capability", "gpu_count", "load"]
+__all__ = [
+    "FLAVOURS",
+    "PLAN_MAGIC",
+    "Backend",
+    "choose",
+    "compute_capability",
+    "gpu_count",
+    "load",
+]
 
 import contextlib
 import ctypes
@@ -19,7 +27,10 @@ from types import ModuleType
 from vntools.base.errors import Unavailable, UsageFault
 from vntools.base.optional import pip_line, require
 
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
+PLAN_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
+"""The flavour of a plan by its first four bytes."""
+
+FLAVOURS = tuple(PLAN_MAGIC.values())
 
 _OLDEST_TENSORRT = 10  # the first with strongly typed ONNX networks and named I/O tensors only
 # Attribute numbers of cuDeviceGetAttribute (cuda.h, CUdevice_attribute).

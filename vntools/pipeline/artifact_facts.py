@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["Facts", "PREPROCESSING", "facts_of"]
+__all__ = ["PREPROCESSING", "Facts", "facts_of", "open_with_facts", "usual_batch"]
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vntools.base.artifacts import read_input, read_sidecar
 from vntools.base.errors import DataFault
-from vntools.pipeline.bench import Kind
+from vntools.pipeline.bench import Artifact, Kind, open_described
+from vntools.pipeline.listener import Listener
 
 if TYPE_CHECKING:
     import onnx
 
+    from vntools.runtime.base import Runner
+
 PREPROCESSING = "vntools.preprocessing"
+_USUAL_BATCH = 8  # as far as build-engine's profile goes unless asked otherwise
 _QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv",
     "QLinearMatMul", "ConvInteger", "MatMulInteger",
@@ -49,6 +53,30 @@ class Facts:
         except ValueError:
             return None
         return record if isinstance(record, dict) else None
+
+    def precision_of(self, runner: Runner) -> str:
+        """``tf32`` where a GPU may multiply float32 so; else ``precision``."""
+        on_gpu = runner.clock.on_gpu
+        return "tf32" if self.precision == "fp32" and on_gpu else self.precision
+
+
+def open_with_facts(artifact: Artifact, listener: Listener) -> tuple[Runner, Facts]:
+    """The runner of an artifact, still to be entered, and what its file says.
+
+    Raises:
+        VntoolsError: as :func:`vntools.pipeline.bench.open_described` and :func:`facts_of`.
+    """
+    runner, metadata = open_described(artifact, listener)
+    kind: Kind = "ckpt" if artifact.ckpt else "onnx" if artifact.onnx else "engine"
+    return runner, facts_of(artifact.path, kind, metadata)
+
+
+def usual_batch(facts: Iterable[Facts]) -> int:
+    """A batch where nobody asks for one: 8, or what every plan among them can hold."""
+    size = _USUAL_BATCH
+    for low, high in (f.batches for f in facts if f.batches is not None):
+        size = max(low, min(size, high))
+    return size
 
 
 def facts_of(path: Path, kind: Kind, metadata: Mapping[str, str]) -> Facts:

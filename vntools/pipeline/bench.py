@@ -1,27 +1,45 @@
-"""One artifact, opened on the backend that was asked for, and measured."""
+"""One artifact, opened on the backend that was asked for."""
 
 from __future__ import annotations
 
-__all__ = ["Artifact", "Kind", "bench", "kind_of", "open_artifact", "open_described"]
+__all__ = [
+    "RUNNERS",
+    "Artifact",
+    "Kind",
+    "kind_of",
+    "open_artifact",
+    "open_described",
+]
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vntools.base.artifacts import read_input, read_sidecar, require_file
-from vntools.base.errors import DataFault, UsageFault, about
+from vntools.base.errors import DataFault, UsageFault
+from vntools.engine.backend import PLAN_MAGIC
 from vntools.pipeline.listener import Listener
 
 if TYPE_CHECKING:
-    from vntools.bench.measure import BenchOptions, Measurement
+    import torch
+
     from vntools.runtime.base import Runner
 
 Kind = Literal["engine", "onnx", "ckpt"]
 """A plan, an ONNX file or a checkpoint, by the name of its field in :class:`Artifact`."""
 
-_PLANS = (b"ftrt", b"vtrt")  # TensorRT, TensorRT-RTX
+RUNNERS: dict[str, tuple[Kind, str]] = {
+    "torch": ("ckpt", "auto"),
+    "torch-compile": ("ckpt", "auto"),
+    "torch-cuda-graph": ("ckpt", "cuda"),
+    "ort": ("onnx", "cpu"),
+    "ort-cuda": ("onnx", "cuda"),
+    "ort-tensorrt": ("onnx", "cuda"),
+    "openvino": ("onnx", "cpu"),
+}
+"""What each runner runs, and its device; beside these there is ``auto``."""
+
 _IR_VERSION = b"\x08"  # tag of the first field of an ONNX ModelProto
 _SAFETENSORS = slice(4, 9)  # of a length below 4 GiB the upper half, then a JSON object
 
@@ -39,6 +57,8 @@ class Artifact:
         threads: on a CPU; None is one a core.
         trust_plan: load a plan without a sidecar.
         cuda_graph: replay a CUDA graph where a plan can be captured.
+        runner: one of ``RUNNERS``, or ``auto``: for an ONNX file ONNX Runtime's CPU or CUDA
+            provider, for a checkpoint PyTorch eagerly, as ``device`` says.
     """
 
     engine: Path | None = None
@@ -48,6 +68,7 @@ class Artifact:
     threads: int | None = None
     trust_plan: bool = False
     cuda_graph: bool = True
+    runner: str = "auto"
 
     @property
     def path(self) -> Path:
@@ -76,7 +97,7 @@ def kind_of(path: Path) -> Kind:
     """
     with require_file(path).open("rb") as f:
         head = f.read(262)
-    if head[:4] in _PLANS:
+    if head[:4] in PLAN_MAGIC:
         return "engine"
     checkpoint = head.startswith((b"PK\x03\x04", b"\x80")) or head[257:] == b"ustar"
     if checkpoint or head[_SAFETENSORS] == b"\0\0\0\0{":
@@ -95,6 +116,8 @@ def open_artifact(artifact: Artifact, listener: Listener) -> Runner:
     """The runner of an artifact, still to be entered.
 
     Raises:
+        UsageFault: ``bench.runner``: the runner runs another kind of file, or not on that
+            device; ``bench.device``: a plan on a CPU.
         VntoolsError: the file is not there or not what it should be, or its backend is
             missing.
     """
@@ -111,30 +134,19 @@ def open_described(artifact: Artifact, listener: Listener) -> tuple[Runner, dict
         VntoolsError: as :func:`open_artifact`.
     """
     path = require_file(artifact.path)
+    runner, on_gpu = _choice(artifact)
     if artifact.engine is not None:
         from vntools.runtime.trt_runner import open_plan
 
-        if artifact.device == "cpu":
-            raise UsageFault("bench.device", "a plan runs on a GPU only")
         plan = open_plan(path, trust_plan=artifact.trust_plan, cuda_graph=artifact.cuda_graph)
         model = (read_sidecar(path) or {}).get("model")
         held = model.items() if isinstance(model, dict) else ()
         return plan, {f"vntools.{key}": str(value) for key, value in held}
-    from vntools.engine.backend import gpu_count
-
-    auto = "cuda" if gpu_count() else "cpu"
-    on_gpu = (auto if artifact.device == "auto" else artifact.device) == "cuda"
     if artifact.onnx is not None:
-        from vntools.runtime.onnx_runner import OnnxCudaRunner, OnnxRunner
-
         data = read_input(path)
-        session = (
-            OnnxCudaRunner(data) if on_gpu else OnnxRunner(data, threads=artifact.threads)
-        )
-        return session, _metadata(data)
+        return _onnx_runner(runner, data, artifact.threads, on_gpu=on_gpu), _metadata(data)
     from vntools.export.interface import Interface
     from vntools.models.checkpoint import load_checkpoint, to_module
-    from vntools.runtime.torch_runner import TorchCudaRunner, TorchRunner
 
     checkpoint = load_checkpoint(path)
     for note in checkpoint.notes:
@@ -142,14 +154,72 @@ def open_described(artifact: Artifact, listener: Listener) -> tuple[Runner, dict
     for code, text in checkpoint.warnings:
         listener.warn(code, text)
     size = checkpoint.preprocessing.image_size
-    module, shape = to_module(checkpoint), (3, size, size)
     said = json.dumps({**asdict(checkpoint.preprocessing), **Interface().to_record()})
-    eager = (
-        TorchCudaRunner(module, shape)
-        if on_gpu
-        else TorchRunner(module, shape, threads=artifact.threads)
-    )
-    return eager, {"vntools.preprocessing": said}
+    module, shape = to_module(checkpoint), (3, size, size)
+    opened = _torch_runner(runner, module, shape, artifact.threads, on_gpu=on_gpu)
+    return opened, {"vntools.preprocessing": said}
+
+
+def _choice(artifact: Artifact) -> tuple[str, bool]:
+    """The runner asked for, if it runs the artifact, and whether it is on a GPU."""
+    if artifact.engine is not None:
+        if artifact.device == "cpu":
+            raise UsageFault("bench.device", "a plan runs on a GPU only")
+        if artifact.runner != "auto":
+            raise UsageFault("bench.runner", f"a plan does not run in {artifact.runner}")
+        return "auto", True
+    kind = "onnx" if artifact.onnx is not None else "ckpt"
+    runs, device = RUNNERS.get(artifact.runner, (kind, "auto"))
+    if runs != kind or artifact.runner not in {*RUNNERS, "auto"}:
+        fitting = ", ".join(name for name, (of, _) in RUNNERS.items() if of == kind)
+        what = "an ONNX file" if kind == "onnx" else "a checkpoint"
+        raise UsageFault(
+            "bench.runner",
+            f"{what} does not run in {artifact.runner}",
+            hint=f"give one of {fitting}",
+        )
+    if "auto" not in (device, artifact.device) and device != artifact.device:
+        raise UsageFault(
+            "bench.runner", f"{artifact.runner} does not run on {artifact.device}"
+        )
+    if device == "auto":
+        device = artifact.device
+    if device == "auto":
+        from vntools.engine.backend import gpu_count
+
+        device = "cuda" if gpu_count() else "cpu"
+    return artifact.runner, device == "cuda"
+
+
+def _onnx_runner(runner: str, data: bytes, threads: int | None, *, on_gpu: bool) -> Runner:
+    if runner == "openvino":
+        from vntools.runtime.openvino_runner import OpenvinoRunner
+
+        return OpenvinoRunner(data, threads=threads)
+    from vntools.runtime.onnx_runner import OnnxCudaRunner, OnnxRunner, OnnxTensorrtRunner
+
+    if runner == "ort-tensorrt":
+        return OnnxTensorrtRunner(data)
+    return OnnxCudaRunner(data) if on_gpu else OnnxRunner(data, threads=threads)
+
+
+def _torch_runner(
+    runner: str,
+    module: torch.nn.Module,
+    shape: tuple[int, ...],
+    threads: int | None,
+    *,
+    on_gpu: bool,
+) -> Runner:
+    from vntools.runtime.torch_compile_runner import TorchCompileCudaRunner, TorchCompileRunner
+    from vntools.runtime.torch_runner import TorchCudaGraphRunner, TorchCudaRunner, TorchRunner
+
+    if runner == "torch-cuda-graph":
+        return TorchCudaGraphRunner(module, shape)
+    compiled = runner == "torch-compile"
+    if on_gpu:
+        return (TorchCompileCudaRunner if compiled else TorchCudaRunner)(module, shape)
+    return (TorchCompileRunner if compiled else TorchRunner)(module, shape, threads=threads)
 
 
 def _metadata(data: bytes) -> dict[str, str]:
@@ -161,23 +231,3 @@ def _metadata(data: bytes) -> dict[str, str]:
         return {p.key: p.value for p in onnx.ModelProto.FromString(data).metadata_props}
     except DecodeError:
         return {}
-
-
-def bench(
-    artifact: Artifact,
-    options: BenchOptions,
-    listener: Listener,
-    *,
-    tick: Callable[[float], None] | None = None,
-) -> Measurement:
-    """Open an artifact and measure it.
-
-    Raises:
-        VntoolsError: as :func:`open_artifact` and :func:`vntools.bench.measure.measure`.
-    """
-    from vntools.bench.measure import measure
-
-    with about(artifact.path):
-        runner = open_artifact(artifact, listener)
-        with listener.progress("measure"), runner:
-            return measure(runner, options, tick=tick)

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vntools.base.errors import CheckFailed
+from vntools.pipeline.overflow import naming_layer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from vntools.pipeline.image_feeds import Feeds
     from vntools.precision.int8 import Layer
 
 Feed = Mapping[str, NDArray[Any]]
@@ -71,9 +73,7 @@ class Probe:
         images: how many there are.
     """
 
-    def __init__(
-        self, model: ir.Model, feeds: Iterable[Feed], *, images: int | None = None
-    ) -> None:
+    def __init__(self, model: ir.Model, feeds: Feeds, *, images: int | None = None) -> None:
         from vntools.verify.float32 import stream_float32
 
         self.feeds: list[dict[str, NDArray[Any]]] = []
@@ -84,15 +84,18 @@ class Probe:
                 self.feeds.append(dict(feed))
                 yield feed
 
-        size = seen = 0
+        self._rows: list[int] = []
+        size = 0
         for want in stream_float32(model, kept()):
             self._want.append(want)
             arrays = (*self.feeds[-1].values(), *want.values())
             size += sum(a.nbytes for a in arrays)
-            seen += len(arrays[0])
-            if size >= _KEPT_BYTES or (images is not None and seen >= images):
+            self._rows.append(len(arrays[0]))
+            if size >= _KEPT_BYTES or (images is not None and sum(self._rows) >= images):
                 break
-        self.images = seen
+        else:
+            self._rows[-1] -= sum(self._rows) - feeds.images  # what fills the last batch
+        self.images = sum(self._rows)
 
     def measure(self, model: ir.Model, *, images: int | None = None) -> Measured:
         """A typed graph's outputs against the float32 graph's.
@@ -107,16 +110,19 @@ class Probe:
         off: dict[str, float] = {}
         norm: dict[str, float] = {}
         differ, seen, classes = 0, 0, True
-        for got, want in zip(_run(model, self.feeds), self._want, strict=True):
-            seen += len(next(iter(want.values())))
+        batches = zip(self.feeds, _run(model, self.feeds), self._want, strict=True)
+        for (feed, whole, expected), rows in zip(batches, self._rows, strict=True):
+            got, want = _rows_of(whole, feed, rows), _rows_of(expected, feed, rows)
+            seen += rows
             for name, y in want.items():
                 if y.dtype.kind != "f":
                     continue
                 x = got[name].astype(np.float64)
                 if not np.isfinite(x).all():
-                    raise CheckFailed(
+                    fault = CheckFailed(
                         "verify.nonfinite", f"the INT8 graph: {name} is not finite"
                     )
+                    raise naming_layer(fault, model, feed)
                 off[name] = off.get(name, 0.0) + float(np.square(x - y).sum())
                 norm[name] = norm.get(name, 0.0) + float(np.square(y, dtype=np.float64).sum())
             ours, theirs = answers(got), answers(want)
@@ -125,11 +131,19 @@ class Probe:
                 differ += int((ours != theirs).sum())
             if images is not None and seen >= images:
                 break
+        if not norm:
+            raise CheckFailed("verify.zero", "no output is of floats, to tell how far it is")
         if not any(norm.values()):
             raise CheckFailed("verify.zero", "the float32 graph's outputs are zero")
         worst = max((off[n] / norm[n]) ** 0.5 for n in norm if norm[n])
         points = 100 * differ / seen if classes else None
         return Measured(worst, points, seen)
+
+
+def _rows_of(outputs: Mapping[str, NDArray[Any]], feed: Feed, rows: int) -> dict[str, Any]:
+    """Outputs for the first ``rows`` samples of ``feed``."""
+    batch = len(next(iter(feed.values())))
+    return {k: y[:rows] if y.shape[:1] == (batch,) else y for k, y in outputs.items()}
 
 
 def _run(model: ir.Model, feeds: Iterable[Feed]) -> Iterator[dict[str, Any]]:
@@ -157,8 +171,8 @@ class Labelled:
 
     batches: Callable[[], Iterable[tuple[Feed, NDArray[np.int64]]]]
 
-    def top1_percent(self, model: ir.Model) -> tuple[float, int]:
-        """Per cent of images whose class is found, and how many images there are."""
+    def top1(self, model: ir.Model) -> tuple[int, int]:
+        """Of how many images the class is found, and how many images there are."""
         labels: list[NDArray[np.int64]] = []
 
         def feeds() -> Iterator[Feed]:
@@ -173,7 +187,7 @@ class Labelled:
                 raise CheckFailed("eval.outputs", "its outputs are no classes")
             right += int((found[: len(labels[i])] == labels[i]).sum())
             images += len(labels[i])
-        return 100 * right / images, images
+        return right, images
 
 
 @dataclass(frozen=True)
@@ -211,22 +225,23 @@ class Judge:
     def __init__(
         self,
         model: ir.Model,
-        feeds: Iterable[Feed],
+        feeds: Feeds,
         max_drop: float | None,
         *,
         labelled: Labelled | None = None,
     ) -> None:
         self._probe = Probe(model, feeds)
         self._max_drop, self._labelled = max_drop, labelled
-        self._top1 = labelled.top1_percent(model)[0] if labelled else 0.0
+        self._right = labelled.top1(model)[0] if labelled else 0
 
     def measure(self, model: ir.Model) -> Measured:
         """Relative L2, points lost, and of how many images."""
         found = self._probe.measure(model)
         if self._labelled is None:
             return found
-        top1, images = self._labelled.top1_percent(model)
-        return Measured(found.relative_l2, self._top1 - top1, images)
+        right, images = self._labelled.top1(model)
+        # One rounding, so that 5 images of 1000 are 0.5 points whatever the others are.
+        return Measured(found.relative_l2, 100 * (self._right - right) / images, images)
 
     def allows(self, found: Measured) -> bool:
         """Whether the budget holds."""

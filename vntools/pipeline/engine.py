@@ -137,9 +137,7 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
     if options.io_type == "fp16" and rest != "fp16":
         raise UsageFault("engine.io_type", "--io-type fp16 needs --fp16")
     out = options.out or options.model.with_suffix(".plan")
-    kept = (options.keep_onnx,) if options.keep_onnx else ()
-    for target in (out, sidecar_path(out), *kept):
-        check_output(target, force=options.force, inputs=(options.model,))
+    _check_outputs(options, out)
     from vntools.engine.backend import choose
     from vntools.engine.build import BuildOptions, build
     from vntools.engine.precision import check_convolutions
@@ -197,6 +195,28 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
     return EngineBuilt(
         out, sidecar, graph.comparison, graph.tolerance, graph.int8, phase.seconds()
     )
+
+
+def _check_outputs(options: EngineOptions, out: Path) -> None:
+    """Refuse what could not be written at the end, before the work begins.
+
+    Raises:
+        UsageFault: ``engine.out_twice``: two files of one name; ``out.is_input``.
+        CannotCreate, NoPermission: as :func:`vntools.base.artifacts.check_output`.
+    """
+    kept = [options.keep_onnx] if options.keep_onnx else []
+    targets = [out, sidecar_path(out), *kept]
+    for target in targets:
+        check_output(target, force=options.force, inputs=(options.model,))
+    cache = options.int8.cache if options.int8 else None
+    if cache is not None:
+        targets.append(cache)
+        if not cache.exists():  # One that does is read first, and refused if it is no cache.
+            check_output(cache, force=False)
+    real = [os.path.realpath(target) for target in targets]
+    for at, target in enumerate(targets):
+        if real[at] in real[:at]:
+            raise UsageFault("engine.out_twice", "two files would have this name", path=target)
 
 
 def _outermost(advance: Callable[..., None]) -> Callable[[str, int, int], None]:

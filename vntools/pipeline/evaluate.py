@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vntools.base.artifacts import require_file
-from vntools.base.errors import DataFault, UsageFault, about
+from vntools.base.errors import DataFault, UsageFault, about, first_three
 from vntools.models.images import Listing, list_images
-from vntools.pipeline.bench import Artifact, kind_of, open_described
+from vntools.pipeline.artifact_facts import Facts, open_with_facts, usual_batch
+from vntools.pipeline.bench import Artifact, kind_of
 from vntools.pipeline.evaluation import Evaluation, Figures
-from vntools.pipeline.image_feeds import ImageFeeds
+from vntools.pipeline.image_feeds import Feed, ImageFeeds
 from vntools.pipeline.image_input import ImageInput
 from vntools.pipeline.labels import class_numbers, real_labels
 from vntools.pipeline.listener import Listener, Mute, Stopwatch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from vntools.runtime.base import Runner
 
 _TOP = 5
-_USUAL_BATCH = 8  # as far as build-engine's profile goes unless asked otherwise
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class EvalOptions:
         artifact: what is evaluated.
         data: class folders of images (their ``val`` where ``train`` is beside it), or a folder
             of images without classes.
-        batch: images in a query; None is the artifact's fixed batch, or 8.
+        batch: images in a query; None is the artifact's fixed batch, or 8, or what a plan can
+            hold.
         real_labels: ``real.json`` of Beyer et al. 2020.
         class_map: the number of each class folder, see
             :func:`vntools.pipeline.labels.class_numbers`.
@@ -67,7 +68,7 @@ class EvalOptions:
 class _Contender:
     """An opened artifact."""
 
-    path: Path
+    facts: Facts
     runner: Runner
     want: ImageInput
     classes: int
@@ -170,10 +171,11 @@ def _opened(
     artifact: Artifact, options: EvalOptions, listener: Listener, stack: ExitStack
 ) -> _Contender:
     with about(artifact.path):
-        runner, metadata = open_described(artifact, listener)
+        runner, facts = open_with_facts(artifact, listener)
         stack.enter_context(runner)
-        want = ImageInput.of(runner.inputs, metadata, listener, crop_ratio=options.crop_ratio)
-        return _Contender(artifact.path, runner, want, _classes(runner, metadata))
+        ratio = options.crop_ratio
+        want = ImageInput.of(runner.inputs, facts.metadata, listener, crop_ratio=ratio)
+        return _Contender(facts, runner, want, _classes(runner, facts.metadata))
 
 
 def _classes(runner: Runner, metadata: Mapping[str, str]) -> int:
@@ -182,14 +184,17 @@ def _classes(runner: Runner, metadata: Mapping[str, str]) -> int:
     Raises:
         DataFault: ``eval.output``: the outputs are not those of a classifier.
     """
-    extents = [o.shape[1] for o in runner.outputs if len(o.shape) == 2]
-    if {o.name for o in runner.outputs} == {"values", "indices"}:
+    outputs = runner.outputs
+    classes: int | str | None = None
+    if {o.name for o in outputs} == {"values", "indices"}:
         said = metadata.get("vntools.classes", "")
-        extents = [int(said)] if said.isdecimal() else []
-    if len(extents) != 1 or len(runner.outputs) > 2 or not isinstance(extents[0], int):
-        found = ", ".join(map(str, runner.outputs))
+        classes = int(said) if said.isdecimal() else None
+    elif len(outputs) == 1 and len(outputs[0].shape) == 2:
+        classes = outputs[0].shape[1]
+    if not isinstance(classes, int):
+        found = first_three(map(str, outputs))
         raise DataFault("eval.output", f"one output (n, classes) is needed, not {found}")
-    return extents[0]
+    return classes
 
 
 def _labels(
@@ -210,7 +215,7 @@ def _labels(
         raise DataFault(
             "eval.compare",
             f"it has {contenders[1].classes} outputs and not {contenders[0].classes}",
-            path=contenders[1].path,
+            path=contenders[1].facts.path,
         )
     classes = contenders[0].classes
     numbers = class_numbers(files, root, classes, listener, class_map=options.class_map)
@@ -242,7 +247,7 @@ def _batch(options: EvalOptions, contenders: Sequence[_Contender]) -> int:
             f"batches of {' and '.join(map(str, sorted(asked)))} do not go together",
             hint="a fixed batch cannot be changed",
         )
-    return min(asked, default=_USUAL_BATCH)
+    return min(asked, default=usual_batch(c.facts for c in contenders))
 
 
 def _run(
@@ -281,8 +286,7 @@ def _run(
             counts["real"] += sum(bool(labels.real[i]) for i in indices)
         firsts: list[NDArray[np.int64]] = []
         for number, (contender, feed) in enumerate(zip(contenders, batch.feeds, strict=True)):
-            with about(contender.path):
-                best = top_classes(contender.runner.run(feed))[: len(indices)]
+            best = _best(contender, feed)[: len(indices)]
             firsts.append(best[:, 0])
             scored = labels.score(best, indices)
             counts.update({f"{number}.{key}": value for key, value in scored.items()})
@@ -290,6 +294,20 @@ def _run(
             counts["agreeing"] += int((firsts[0] == firsts[1]).sum())
         advance(len(indices), len(mine))
     return counts, bad
+
+
+def _best(contender: _Contender, feed: Feed) -> NDArray[np.int64]:
+    """Classes of each of the images in ``feed``.
+
+    Raises:
+        DataFault: ``eval.output``: the output has not a row for each image.
+        CheckFailed: ``verify.nonfinite``, as :meth:`vntools.runtime.base.Runner.run`.
+    """
+    with about(contender.facts.path):
+        best, images = top_classes(contender.runner.run(feed)), len(feed[contender.want.name])
+        if len(best) != images:
+            raise DataFault("eval.output", f"{len(best)} rows of classes for {images} images")
+        return best
 
 
 def top_classes(outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
@@ -304,7 +322,9 @@ def top_classes(outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     if "indices" in outputs:
         return outputs["indices"].astype(np.int64)
     (scores,) = outputs.values()
-    return np.argsort(-scores, axis=1, kind="stable")[:, :_TOP].astype(np.int64)
+    # As they are, bytes have no negatives.
+    falling = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")
+    return falling[:, :_TOP].astype(np.int64)
 
 
 def _figures(
@@ -312,9 +332,9 @@ def _figures(
 ) -> Figures:
     classed = labels.classes is not None
     return Figures(
-        contender.path,
+        contender.facts.path,
         contender.runner.backend,
-        str(contender.runner.details.get("precision", "")),
+        contender.facts.precision_of(contender.runner),
         contender.want,
         total[prefix + "top1"] if classed else None,
         total[prefix + "top5"] if classed else None,

@@ -19,6 +19,7 @@ class Figures:
     """How often one artifact is right; None is what there are no labels for.
 
     Attributes:
+        precision: see :meth:`vntools.pipeline.artifact_facts.Facts.precision_of`.
         top1, top5: of the evaluated images.
         real_top1: of the images with ReaL labels.
     """

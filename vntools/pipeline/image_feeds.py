@@ -34,11 +34,9 @@ class Feeds(Protocol):
 
     Attributes:
         images: how many images (or samples) the last iteration gave; 0 before the first.
-        batches: in how many batches.
     """
 
     images: int
-    batches: int
 
     def __iter__(self) -> Iterator[Feed]:
         """One pass over all batches."""
@@ -152,9 +150,8 @@ def calibration_feeds(
     batch: int,
     limit: int | None,
     listener: Listener,
-    code: str = "calib",
 ) -> Feeds:
-    """Batches to calibrate with or to compare on: real images, or arrays of an .npz file.
+    """Batches to calibrate with: real images, or arrays of an .npz file.
 
     Args:
         path: a folder of images, or of folders of them; or an .npz file of arrays
@@ -164,34 +161,34 @@ def calibration_feeds(
         batch: where the artifact leaves it open; where it does not, the last batch is filled
             up with its last sample.
         limit: the most images to take, spread evenly over the folders.
-        listener: hears what is left out, and (for ``calib``) of few images.
-        code: what the codes of errors begin with.
+        listener: hears what is left out, and of few images.
 
     Raises:
-        NoInput: ``CODE.missing``: neither a folder nor an .npz file.
-        DataFault: ``CODE.empty``: no image; ``CODE.npz``: not what the graph takes;
-            ``data.input``, ``data.preprocessing``; while iterating ``CODE.bad_images``: more
+        NoInput: ``calib.missing``: neither a folder nor an .npz file.
+        DataFault: ``calib.empty``: no image; ``calib.npz``: not what the graph takes;
+            ``data.input``, ``data.preprocessing``; while iterating ``calib.bad_images``: more
             than 1 % of the images cannot be used.
     """
     if path.is_file() and path.suffix.lower() == ".npz":
         from vntools.pipeline.npz_feeds import NpzFeeds
 
-        feeds = NpzFeeds(path, inputs, batch=batch, limit=limit, code=code)
+        feeds = NpzFeeds(path, inputs, batch=batch, limit=limit, code="calib")
         count = feeds.count
     elif not path.is_dir():
         raise NoInput(
-            f"{code}.missing", "neither a folder of images nor an .npz file", path=path
+            "calib.missing", "neither a folder of images nor an .npz file", path=path
         )
     else:
         want = ImageInput.of(inputs, metadata, listener)
-        listing = list_images(path, code=code)
+        listing = list_images(path, code="calib")
         if listing.skipped:
             listener.note(f"{listing.skipped} other files in {path} are skipped")
-        files = listing.files
-        count = min(len(files), limit or len(files))
-        chosen = [files[i * len(files) // count] for i in range(count)]
-        feeds = _FolderFeeds(path, chosen, want, batch=batch, listener=listener, code=code)
-    if code == "calib" and count < _FEW:
+        files = listing.spread(limit)
+        # In a seeded order, so that the first of them are not all of one class.
+        chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
+        count = len(chosen)
+        feeds = _FolderFeeds(path, chosen, want, batch=batch, listener=listener)
+    if count < _FEW:
         listener.warn("calib.few", f"{count} images are few for ranges; give {_FEW} or more")
     return feeds
 
@@ -207,11 +204,10 @@ class _FolderFeeds:
         *,
         batch: int,
         listener: Listener,
-        code: str,
     ) -> None:
-        self.images = self.batches = 0
+        self.images = 0
         self._folder, self._files, self._want = folder, files, want
-        self._batch, self._listener, self._code = want.batch or batch, listener, code
+        self._batch, self._listener = want.batch or batch, listener
         self._told = False
 
     def __iter__(self) -> Iterator[Feed]:
@@ -221,7 +217,7 @@ class _FolderFeeds:
             bad.append(fault)
             if len(bad) > _TOLERATED * len(self._files):
                 raise DataFault(
-                    f"{self._code}.bad_images",
+                    "calib.bad_images",
                     f"of {len(self._files)} images more than 1 % cannot be used, the first "
                     f"is {bad[0].path}: {bad[0].message}",
                     hint="take them out",
@@ -235,15 +231,15 @@ class _FolderFeeds:
             on_bad=on_bad,
             pad=self._want.batch is not None,
         )
-        images = batches = 0
+        images = 0
         for part in whole:
-            images, batches = images + len(part.indices), batches + 1
+            images += len(part.indices)
             yield part.feeds[0]
-        self.images, self.batches = images, batches
+        self.images = images
         if bad and not self._told:
             self._told = True
             self._listener.warn(
-                f"{self._code}.bad_images",
+                "calib.bad_images",
                 f"{len(bad)} of {len(self._files)} images left out, the first is "
                 f"{bad[0].path}: {bad[0].message}",
             )

@@ -17,12 +17,12 @@ from PIL import Image
 from vntools.base.errors import DataFault
 from vntools.models.arch import Preprocessing
 from vntools.models.images import evaluation_view, to_input
+from vntools.pipeline.artifact_facts import PREPROCESSING
 from vntools.pipeline.listener import Listener
 
 if TYPE_CHECKING:
     from vntools.runtime.base import TensorSpec
 
-_KEY = "vntools.preprocessing"
 _USUAL = Preprocessing(224, 0.875)
 _LARGEST_SIZE = 4096  # pixels a side
 _LEAST_CROP = 0.1
@@ -72,8 +72,8 @@ class ImageInput:
             raise DataFault("data.input", f"images need one input of 4 axes, not {found}")
         spec = inputs[0]
         used, layout, values = _USUAL, "nchw", "normalized"
-        if _KEY in metadata:
-            used, layout, values = _said(metadata[_KEY])
+        if PREPROCESSING in metadata:
+            used, layout, values = _said(metadata[PREPROCESSING])
         elif spec.dtype == "uint8":
             values = "0..255"
         if spec.dtype == "uint8" and values != "0..255":
@@ -86,7 +86,7 @@ class ImageInput:
         used = replace(used, image_size=size, crop_ratio=crop_ratio or used.crop_ratio)
         batch = spec.shape[0] if isinstance(spec.shape[0], int) else None
         made = cls(spec.name, spec.dtype, layout, values, used, batch)
-        if _KEY not in metadata:
+        if PREPROCESSING not in metadata:
             listener.note(f"no metadata on preprocessing; taking {made.text()}")
         return made
 
@@ -159,7 +159,7 @@ def _said(text: str) -> tuple[Preprocessing, str, str]:
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
         raise DataFault(
             "data.preprocessing",
-            f"its metadata {_KEY} is not what vntools writes",
+            f"its metadata {PREPROCESSING} is not what vntools writes",
             hint="export it again",
         ) from e
     return used, layout, values

@@ -122,7 +122,9 @@ def real_labels(files: Sequence[Path], path: Path, classes: int) -> list[frozens
     """
     try:
         lists = json.loads(read_input(path))
-        known = [frozenset(map(int, labels)) for labels in lists]
+        known = [frozenset(labels) for labels in lists]
+        if not all(type(label) is int for labels in known for label in labels):
+            raise TypeError
     except (ValueError, TypeError, RecursionError) as e:
         raise DataFault("eval.real", "not a JSON list of lists of labels", path=path) from e
     largest = max((max(labels) for labels in known if labels), default=-1)

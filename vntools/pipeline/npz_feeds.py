@@ -50,7 +50,7 @@ class NpzFeeds:
 
     Attributes:
         count: how many samples there are, at most ``limit``.
-        images, batches: see :class:`vntools.pipeline.image_feeds.Feeds`.
+        images: see :class:`vntools.pipeline.image_feeds.Feeds`.
 
     Raises:
         NoInput: no regular file.
@@ -66,7 +66,7 @@ class NpzFeeds:
         limit: int | None,
         code: str,
     ) -> None:
-        self.images = self.batches = 0
+        self.images = 0
         self._path, self._code = require_file(path), code
         fixed = [s.shape[0] for s in inputs if s.shape and isinstance(s.shape[0], int)]
         self._batch, self._fill = (fixed[0], True) if fixed else (batch, False)
@@ -109,7 +109,6 @@ class NpzFeeds:
 
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
         """One pass over the file."""
-        batches = 0
         with ExitStack() as stack:
             stack.enter_context(self._faults())
             archive = stack.enter_context(zipfile.ZipFile(self._path))
@@ -118,12 +117,11 @@ class NpzFeeds:
                 _header(file)
             for start in range(0, self.count, self._batch):
                 rows = min(self._batch, self.count - start)
-                batches += 1
                 yield {
                     m.spec.name: self._rows(file, m, rows)
                     for m, file in zip(self._members, files, strict=True)
                 }
-        self.images, self.batches = self.count, batches
+        self.images = self.count
 
     def _rows(self, file: IO[bytes], member: _Member, rows: int) -> NDArray[Any]:
         dtype = np.dtype(member.spec.dtype)

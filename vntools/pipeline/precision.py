@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from vntools.base.errors import CheckFailed, UsageFault, first_three, quoted
+from vntools.export.graph import is_op
 from vntools.pipeline.listener import Listener, Stopwatch
+from vntools.pipeline.overflow import first_overflow, naming_layer
 from vntools.pipeline.quantize import Int8Refused, to_int8
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def typed(
     from vntools.precision.int8 import OPSET, TOLERANCE
 
     rest = options.rest if options.precision == "int8" else options.precision
-    if options.precision == "int8":
+    if options.precision == "int8" or "int8" in convs.values():
         model = in_opset(model, OPSET)
     wide = _matching(model.graph, options.fp32_layers, "--fp32-layers")
     kept = with_followers(wide)
@@ -116,10 +118,19 @@ def typed(
     with phase("verify"):
         comparison = _compared(made, model, feeds, options.precision)
         if report is not None and not comparison.relative_l2 <= tolerance.max_relative_l2:
-            raise Int8Refused("verify.mismatch", report)
+            overflow = first_overflow(made, feeds[0])
+            raise Int8Refused("verify.mismatch", report, overflow=overflow)
         comparison.require(tolerance, _what(options.precision))
+    # What came in another type than float32 keeps it.
     types = {
-        name: "int8" if name in layers else "fp32" if name in kept else rest for name in convs
+        name: "int8"
+        if name in layers
+        else "fp32"
+        if name in kept
+        else rest
+        if own == "fp32"
+        else own
+        for name, own in convs.items()
     }
     return TypedGraph(made, types, comparison, tolerance, report)
 
@@ -127,8 +138,8 @@ def typed(
 def _own_type(conv: ir.Node) -> str:
     """The precision of a convolution in a graph as it came."""
     weight = conv.inputs[1]
-    held = weight.producer() if weight is not None else None
-    if held is not None and held.op_type == "DequantizeLinear":
+    made_by = [v.producer() if v is not None else None for v in conv.inputs[:2]]
+    if all(is_op(node, "DequantizeLinear") for node in made_by):
         return "int8"
     names = {"FLOAT16": "fp16", "BFLOAT16": "bf16"}
     return names.get(weight.dtype.name if weight and weight.dtype else "", "fp32")
@@ -169,42 +180,13 @@ def _compared(made: ir.Model, model: ir.Model, feeds: Feeds, precision: str) -> 
     try:
         return compare(list(zip(got, want, strict=True)), _what(precision))
     except CheckFailed as e:
-        layer = _first_overflow(made, given) if e.code == "verify.nonfinite" else ""
-        if not layer:
+        if e.code != "verify.nonfinite":
             raise
-        raise CheckFailed(
-            e.code,
-            f"{e.message}; {layer} is the first whose values leave the type's range",
-            hint=f"keep it in single precision: --fp32-layers {quoted(layer)}",
-        ) from e
+        raise naming_layer(e, made, given[0]) from e
 
 
 def _what(precision: str) -> str:
     return f"the {precision} graph against the float32 one"
-
-
-def _first_overflow(made: ir.Model, feeds: Feeds) -> str:
-    """The first node in the graph whose output is not finite; empty where none is."""
-    import numpy as np
-
-    from vntools.export.graph import is_float
-    from vntools.precision.floats import ROUNDED, emulated
-    from vntools.verify.float32 import run_float32
-
-    seen = emulated(made)
-    graph = seen.graph
-    shown = {
-        v.name: (node.name or "").removesuffix(ROUNDED)
-        for node in graph
-        for v in node.outputs
-        if is_float(v.dtype) and not v.is_graph_output()
-    }
-    graph.outputs.extend(v for node in graph for v in node.outputs if v.name in shown)
-    for outputs in run_float32(seen, feeds[:1]):
-        for name, node in shown.items():
-            if not np.isfinite(outputs[name or ""]).all():
-                return node
-    return ""
 
 
 def _rounded(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

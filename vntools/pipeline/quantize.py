@@ -6,7 +6,7 @@ __all__ = ["Int8Options", "Int8Refused", "Int8Report", "LayerReport", "Quantized
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from vntools.base.errors import CheckFailed, DataFault
 from vntools.pipeline.budget import Judge, Labelled, Probe, Step, Trial, choose
 from vntools.pipeline.image_feeds import calibration_feeds
 from vntools.pipeline.listener import Listener, Stopwatch
+from vntools.pipeline.overflow import left_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ class LayerReport:
         name: of the node.
         role: ``dense``, ``depthwise`` or ``head``.
         int8: whether it became INT8.
-        amax: what 127 stands for in its input.
+        amax: what 127 stands for in its input; None where it was not asked for.
         range_ratio: largest over smallest range of its weight's output channels.
         weight_error: relative L2 of its weight in int8.
         error: relative L2 of the network's outputs where this layer alone is INT8; None where
@@ -81,7 +82,7 @@ class LayerReport:
     name: str
     role: str
     int8: bool
-    amax: float
+    amax: float | None
     range_ratio: float
     weight_error: float
     error: float | None
@@ -123,11 +124,17 @@ class Int8Report:
 class Int8Refused(CheckFailed):
     """The INT8 graph is too far from the float32 one; ``report`` says which layers cost what.
 
-    ``int8.budget``: no choice of layers is within ``--max-drop``. ``verify.mismatch``: without
-    a budget, it is further than an INT8 graph that works is.
+    ``int8.budget``: no choice of layers is within ``--max-drop``. ``verify.mismatch``: it is
+    further than an INT8 graph that works is, whatever the budget.
+
+    Args:
+        code: one of these.
+        report: of what was tried.
+        overflow: the first layer whose values leave the range of its float type, if any;
+            QuantizeLinear makes finite numbers of what is infinite.
     """
 
-    def __init__(self, code: str, report: Int8Report) -> None:
+    def __init__(self, code: str, report: Int8Report, *, overflow: str = "") -> None:
         self.report = report
         last = report.steps[-1]
         costly = sorted(report.layers, key=lambda v: (-(v.error or 0), v.name))
@@ -138,10 +145,14 @@ class Int8Refused(CheckFailed):
         allowed = (
             "" if report.max_drop is None else f", {report.max_drop:g} points are allowed"
         )
+        cause = f"costliest: {names}"
+        hint = "give costly layers up with --max-drop or --fp16-layers, or use --fp16"
+        if overflow:
+            cause, hint = left_range(overflow)
         super().__init__(
             code,
-            f"with {last.layers} INT8 layers {lost} are lost{allowed}; costliest: {names}",
-            hint="give costly layers up with --max-drop or --fp16-layers, or use --fp16",
+            f"with {last.layers} INT8 layers {lost} are lost{allowed}; {cause}",
+            hint=hint,
         )
 
 
@@ -193,7 +204,11 @@ def to_int8(
         and (layer.role == "dense" or getattr(options, layer.role) is True)
     ]
     if not wanted:
-        raise DataFault("int8.layers", "it has no layer that could be INT8")
+        raise DataFault(
+            "int8.layers",
+            "it has no layer that could be INT8",
+            hint="weights must be float32 constants; a graph with Q/DQ needs no --int8",
+        )
     feeds = calibration_feeds(
         options.calib,
         _specs(model),
@@ -202,10 +217,10 @@ def to_int8(
         limit=options.images,
         listener=listener,
     )
-    tensors = sorted({layer.tensor for layer in layers.values()})
+    tensors = sorted({layers[name].tensor for name in wanted})
     work = _Ranges(model, options, tensors, sha256)
     ranges, cached = work.found(feeds, listener, phase)
-    trial = Trial(model, layers, {n: ranges.amax[v.tensor] for n, v in layers.items()})
+    trial = Trial(model, layers, {n: ranges.amax[layers[n].tensor] for n in wanted})
     with phase("sensitivity") as advance:
         probe = Probe(model, feeds, images=_PROBED)
         alpha = equalized = None
@@ -288,6 +303,7 @@ class _Ranges:
                 graph_sha256=self.sha256,
                 progress=steps(advance),
             )
+        ranges = replace(ranges, images=feeds.images)  # without what fills the last batch
         if cache is not None:
             with published(cache, force=True) as f:
                 f.write(write_cache_bytes(ranges))
@@ -305,15 +321,19 @@ def _equalized(
     for alpha in _ALPHAS:
         even = equalize(trial.model, ranges.channels, alpha=alpha)
         if not even.moved:
-            return trial, None, None
+            continue
         after = rescaled(ranges.channels, even.moved)
         # Entropy and percentile cut a range; the same part of the new range is cut.
         amax = {
-            name: trial.amax[name] * max(after[v.tensor]) / max(ranges.channels[v.tensor])
-            for name, v in trial.layers.items()
+            name: cut
+            * max(after[trial.layers[name].tensor])
+            / max(ranges.channels[trial.layers[name].tensor])
+            for name, cut in trial.amax.items()
         }
         other = Trial(even.model, trial.layers, amax)
         found.append((probe.measure(other.graph(wanted)).relative_l2, alpha, other))
+    if not found:
+        return trial, None, None
     error, alpha, best = min(found, key=lambda f: f[0])
     if not error < before:
         return trial, None, (before, error)
@@ -379,18 +399,19 @@ def _layer_report(
     import numpy as np
     import onnx_ir as ir
 
+    from vntools.export.graph import constant
     from vntools.precision.equalize import weight_range_ratio
     from vntools.precision.int8 import weight_error
 
-    held = trial.model.graph.initializers[layer.weight].const_value
-    assert held is not None
-    weight = held.numpy()
+    node = next(n for n in trial.model.graph if n.name == layer.name)
+    weight = constant(node.inputs[1])
+    assert weight is not None
     rows = np.moveaxis(weight, layer.channel_axis, 0)
     return LayerReport(
         layer.name,
         layer.role,
         int8,
-        trial.amax[layer.name],
+        trial.amax.get(layer.name),
         weight_range_ratio(rows),
         weight_error(weight, layer.channel_axis, ir.DataType.FLOAT),
         error,

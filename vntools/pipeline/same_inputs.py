@@ -7,7 +7,7 @@ __all__ = ["Inputs", "Shared", "paired", "same_inputs"]
 import json
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vntools.base.errors import DataFault, UsageFault, about, first_three
-from vntools.pipeline.artifact_facts import PREPROCESSING, Facts
+from vntools.pipeline.artifact_facts import PREPROCESSING, Facts, usual_batch
 from vntools.pipeline.listener import Listener
 from vntools.runtime.base import TensorSpec
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Feed = Mapping[str, NDArray[Any]]
 Pair = tuple[TensorSpec, TensorSpec]
 
-_BATCH = 8
 _SEEDED = 16  # samples
 _DYNAMIC_EXTENT = 224  # pixels, where height or width is dynamic
 _CONVENTION = ("layout", "values")
@@ -91,11 +90,11 @@ def same_inputs(
         raise DataFault(
             "verify.signature", f"the inputs do not correspond: {named[0]} against {named[1]}"
         )
-    size, fixed = _batch(pairs, facts, batch)
+    size, whole = _batch(pairs, facts, batch)
     apart = _apart(pairs, facts)
     if data is not None and data.is_dir():
         wants = _wants(pairs, facts, listener, alike=not apart)
-        return _of_images(data, wants, listener, batch=size, fixed=fixed, limit=limit)
+        return _of_images(data, wants, listener, batch=size, pad=whole, limit=limit)
     if apart:
         raise UsageFault(
             "verify.inputs",
@@ -103,17 +102,17 @@ def same_inputs(
             hint="--data DIR gives each its own, from the same images",
         )
     if data is not None:
-        return _of_arrays(data, pairs, batch=size, limit=limit)
+        return _of_arrays(data, pairs, batch=size, pad=whole, limit=limit)
     total = limit or _SEEDED
-    size = size if fixed else min(size, total)
+    size = size if whole else min(size, total)
     count = max(total // size, 1)
-    return Inputs(_seeded(pairs, size, count), size, count)
+    return Inputs(_seeded(pairs, size, count, samples=min(size, total)), size, count)
 
 
 def _batch(
     pairs: Sequence[Pair], facts: Sequence[Facts], asked: int | None
 ) -> tuple[int, bool]:
-    """How many samples at a time, and whether the artifacts leave no choice.
+    """How many samples at a time, and whether no batch can be smaller.
 
     Raises:
         UsageFault: ``verify.batch``.
@@ -134,12 +133,8 @@ def _batch(
                     hint=f"use --batch {extents[0]}",
                 )
             return int(extents[0]), True
-    if asked is not None:
-        return asked, False
-    size = _BATCH
-    for low, high in (f.batches for f in facts if f.batches is not None):
-        size = max(low, min(size, high))
-    return size, False
+    least = max((f.batches[0] for f in facts if f.batches is not None), default=1)
+    return asked or usual_batch(facts), least > 1
 
 
 def _apart(pairs: Sequence[Pair], facts: tuple[Facts, Facts]) -> str:
@@ -207,7 +202,7 @@ def _of_images(
     listener: Listener,
     *,
     batch: int,
-    fixed: bool,
+    pad: bool,
     limit: int | None,
 ) -> Inputs:
     """Each image decoded once for both; those that cannot be used are left out of both.
@@ -218,13 +213,12 @@ def _of_images(
     from vntools.models.images import list_images
     from vntools.pipeline.image_feeds import ImageFeeds
 
-    files = list_images(folder).files
-    count = min(len(files), limit or len(files))
-    chosen = [files[i * len(files) // count] for i in range(count)]
+    chosen = list_images(folder).spread(limit)
+    count = len(chosen)
 
     def batches() -> Generator[Shared, None, None]:
         bad: list[DataFault] = []
-        whole = ImageFeeds(chosen, wants, batch=batch, on_bad=bad.append, pad=fixed)
+        whole = ImageFeeds(chosen, wants, batch=batch, on_bad=bad.append, pad=pad)
         for part in whole:
             yield Shared(part.feeds[0], part.feeds[1], len(part.indices))
         if bad:
@@ -259,7 +253,9 @@ def _shared(pairs: Sequence[Pair], feed: Feed, samples: int) -> Shared:
     return Shared(a, b, samples)
 
 
-def _of_arrays(path: Path, pairs: Sequence[Pair], *, batch: int, limit: int | None) -> Inputs:
+def _of_arrays(
+    path: Path, pairs: Sequence[Pair], *, batch: int, pad: bool, limit: int | None
+) -> Inputs:
     """Arrays of an .npz file by A's names.
 
     Raises:
@@ -269,6 +265,8 @@ def _of_arrays(path: Path, pairs: Sequence[Pair], *, batch: int, limit: int | No
     from vntools.pipeline.npz_feeds import NpzFeeds
 
     specs = [_common(p) for p in pairs]
+    if pad:
+        specs = [replace(s, shape=(batch, *s.shape[1:])) if s.shape else s for s in specs]
     arrays = NpzFeeds(path, specs, batch=batch, limit=limit, code="data")
     shared = (
         _shared(pairs, feed, min(batch, arrays.count - i * batch))
@@ -277,7 +275,9 @@ def _of_arrays(path: Path, pairs: Sequence[Pair], *, batch: int, limit: int | No
     return Inputs(shared, batch, math.ceil(arrays.count / batch))
 
 
-def _seeded(pairs: Sequence[Pair], batch: int, count: int) -> Iterator[Shared]:
+def _seeded(
+    pairs: Sequence[Pair], batch: int, count: int, *, samples: int
+) -> Iterator[Shared]:
     """Bytes are uniform, truth values even, all others standard normal."""
     rng = np.random.default_rng(0)
     specs = [_common(p) for p in pairs]
@@ -295,4 +295,4 @@ def _seeded(pairs: Sequence[Pair], batch: int, count: int) -> Iterator[Shared]:
                 else rng.integers(values, size=shape)
             )
             feed[spec.name] = np.asarray(drawn).astype(spec.dtype)
-        yield _shared(pairs, feed, batch)
+        yield _shared(pairs, feed, samples)

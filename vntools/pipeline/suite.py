@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Row", "Suite", "SuiteOptions", "run_suite"]
 
+import importlib
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,9 +20,12 @@ from vntools.models.arch import ARCHITECTURES, Architecture, Published
 from vntools.models.baselines import BASELINES
 from vntools.pipeline.bench import Artifact, open_artifact
 from vntools.pipeline.listener import Listener, Mute
+from vntools.pipeline.peak import LimitOptions
+from vntools.pipeline.sweep import Floors
 
 if TYPE_CHECKING:
     from vntools.bench.compare import Comparison
+    from vntools.bench.devices import Device
     from vntools.bench.measurement import BenchOptions
     from vntools.runtime.base import Runner
 
@@ -37,6 +41,7 @@ class SuiteOptions:
         device: as of :class:`vntools.pipeline.bench.Artifact`.
         architectures: the VanillaNets, by name.
         baselines: build the other networks of Table 1 too, where timm is installed.
+        limit: what the floors are of.
     """
 
     folder: Path
@@ -44,6 +49,7 @@ class SuiteOptions:
     device: str = "auto"
     architectures: Mapping[str, Architecture] = field(default_factory=lambda: ARCHITECTURES)
     baselines: bool = True
+    limit: LimitOptions = field(default_factory=LimitOptions)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Row:
         parameters_m: of the graph, in millions.
         gmacs: multiply-accumulates of the graph, 1e9.
         median_ms: measured; None where ``why`` says why not.
+        floor_ms: the least time on the device whose limits are known.
         why: what failed.
     """
 
@@ -66,6 +73,7 @@ class Row:
     parameters_m: float | None = None
     gmacs: float | None = None
     median_ms: float | None = None
+    floor_ms: float | None = None
     why: str = ""
 
 
@@ -116,13 +124,19 @@ def run_suite(options: SuiteOptions, listener: Listener) -> Suite:
     rows: dict[str, Row] = {}
     with ExitStack() as stack:
         runners: dict[str, Runner] = {}
+        device: Device | None = None
         with listener.progress("make", len(jobs)) as advance:
             for job in jobs:
                 row = job.row
                 try:
                     row = _made(job)
-                    runner = open_artifact(_artifact(job.path, options, listener), listener)
-                    runners[row.name] = stack.enter_context(runner)
+                    artifact = _artifact(job.path, options, listener)
+                    runner = stack.enter_context(open_artifact(artifact, listener))
+                    runners[row.name] = runner
+                    floors = Floors(artifact, options.limit, runner, listener, device=device)
+                    floor = floors.of(options.bench.batch)
+                    device = floors.device
+                    row = replace(row, floor_ms=None if floor is None else floor.ms)
                     feeds = random_feeds(
                         runner.inputs, options.bench.batch, seed=options.bench.seed
                     )
@@ -210,9 +224,9 @@ def _make_baseline(name: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder, "raw.onnx")
         try:
-            import timm
             import torch
 
+            timm = importlib.import_module("timm")
             torch.manual_seed(0)
             network = timm.create_model(name, pretrained=False).eval()
             size = network.default_cfg["input_size"]

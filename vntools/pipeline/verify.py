@@ -20,8 +20,8 @@ from vntools.base.errors import (
     about,
     first_three,
 )
-from vntools.pipeline.artifact_facts import Facts, facts_of
-from vntools.pipeline.bench import Artifact, Kind, kind_of, open_described
+from vntools.pipeline.artifact_facts import Facts, open_with_facts
+from vntools.pipeline.bench import Artifact, Kind, kind_of
 from vntools.pipeline.listener import Listener
 from vntools.pipeline.same_inputs import Inputs, paired, same_inputs
 
@@ -174,7 +174,7 @@ def verify(options: VerifyOptions, listener: Listener) -> Verified:
         for path, runner in zip(paths, (a, b), strict=True):
             with about(path):
                 stack.enter_context(runner)
-        precisions = [_precision(f, r) for f, r in zip(facts, (a, b), strict=True)]
+        precisions = [f.precision_of(r) for f, r in zip(facts, (a, b), strict=True)]
         precision, tolerance = _tolerance(precisions, options.tolerance)
         outputs = _paired_outputs(a, b)
         inputs = same_inputs(
@@ -208,8 +208,7 @@ def _opened(
         artifact = Artifact(device=device, trust_plan=options.trust_plan)
         with about(paths[i]):
             artifact = replace(artifact, **{kinds[i]: paths[i]})
-            runner, metadata = open_described(artifact, listener)
-            found[i] = runner, facts_of(paths[i], kinds[i], metadata)
+            found[i] = open_with_facts(artifact, listener)
     (a, facts_a), (b, facts_b) = found[0], found[1]
     return (a, b), (facts_a, facts_b)
 
@@ -263,10 +262,6 @@ def _run(
             if e.code != "runner.outputs":
                 raise
             raise CheckFailed("verify.outputs", e.message) from e
-
-
-def _precision(facts: Facts, runner: Runner) -> str:
-    return "tf32" if facts.precision == "fp32" and runner.clock.on_gpu else facts.precision
 
 
 def _tolerance(precisions: Sequence[str], asked: float | None) -> tuple[str, Tolerance]:

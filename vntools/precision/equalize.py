@@ -291,10 +291,10 @@ def _cut(wanted: Array, low: Array, high: Array) -> Array:
 
 def _bounds(chain: Chain, weight: Array, ranges: Iterable[Array]) -> tuple[Array, Array]:
     """Least (at most 0) and greatest (at least 0) exponents of a chain's channels."""
-    own = _rows(chain.producer, 1), _rows(chain.producer, 2)
-    divided = [_places(np.hstack([m for m in own if m.size]))]
-    # Its own rounding in float16, at most 2^-25, is nothing beside that of the channel.
-    divided += [_places(_rows(node, 2), smallest=0.0) for node in chain.depthwise]
+    divided = [_places(_rows(chain.producer, 1))]
+    # A bias's own rounding in float16, at most 2^-25, is nothing beside that of the channel.
+    biased = (chain.producer, *chain.depthwise)
+    divided += [_places(_rows(node, 2), smallest=0.0) for node in biased]
     up, down = _places(weight)
     for grow, shrink in divided:
         up, down = np.minimum(up, shrink), np.minimum(down, grow)

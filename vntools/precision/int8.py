@@ -43,6 +43,7 @@ from vntools.export.graph import (
     is_op,
     node_macs,
     only_consumer,
+    remove_dead,
     value_names,
 )
 
@@ -160,9 +161,7 @@ def quantize(
     work = _Quantizer(typed.graph, source.graph, amax)
     for node in [n for n in typed.graph if n.name in amax]:
         work.quantize(node, layers[node.name or ""], amax[node.name or ""])
-    for name, value in list(typed.graph.initializers.items()):
-        if not value.uses() and not (value.is_graph_output() or value.is_graph_input()):
-            del typed.graph.initializers[name]
+    remove_dead(typed.graph, *work.replaced)
     return typed
 
 
@@ -173,12 +172,14 @@ class _Quantizer:
         self._taken = value_names(graph)
         self._pairs: dict[tuple[ir.Value, float], ir.Value] = {}
         self._weights: dict[tuple[str, int, ir.DataType], ir.Value] = {}
+        self.replaced: list[ir.Value | None] = []
 
     def quantize(self, node: ir.Node, layer: Layer, amax: float) -> None:
         """One layer: a pair in front of it, and its weight in int8."""
         x = node.inputs[0]
         assert x is not None
         dtype = x.dtype or ir.DataType.FLOAT
+        self.replaced.append(node.inputs[1])
         node.replace_input_with(1, self._weight(layer, dtype))
         if (x, amax) not in self._pairs:
             self._pairs[x, amax] = self._pair(x, amax, dtype)
@@ -205,6 +206,7 @@ class _Quantizer:
             if value is not None and array is not None:
                 divided = self._constant(f"{value.name}_divided", array)
                 conv.replace_input_with(at, divided)
+                self.replaced.append(value)
         return True
 
     def _pair(self, x: ir.Value, amax: float, dtype: ir.DataType) -> ir.Value:

@@ -6,6 +6,7 @@ __all__ = ["evaluation_text"]
 
 from typing import TYPE_CHECKING
 
+from vntools.base.errors import printable
 from vntools.report.table import table
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ _MOST_BAD = 10
 def evaluation_text(done: Evaluation) -> str:
     """Images and their denominators, then a row of figures for each artifact."""
     lines = [
-        f"{f.path}: {f.backend}, {f.precision}\n  {f.preprocessing.text()}"
+        f"{printable(str(f.path))}: {f.backend}, {f.precision}\n  {f.preprocessing.text()}"
         for f in done.figures
     ]
     lines.append(
         f"images: {done.found} found, {len(done.bad)} bad, {done.evaluated} evaluated; "
         f"{done.skipped} other files skipped"
     )
-    lines += [f"  left out {path}: {why}" for path, why in done.bad[:_MOST_BAD]]
+    lines += [f"  left out {printable(path)}: {why}" for path, why in done.bad[:_MOST_BAD]]
     if more := done.bad[_MOST_BAD:]:
         lines.append(f"  and {len(more)} more (--json lists all)")
     if done.real_images is not None:
@@ -32,7 +33,7 @@ def evaluation_text(done: Evaluation) -> str:
         lines.append(f"ReaL: {done.real_images} with labels, {without} without left out")
     names = [("top1", "top-1", done.evaluated), ("top5", "top-5", done.evaluated)]
     names += [("real_top1", "ReaL top-1", done.real_images or 0)]
-    rows = [["", *(f.path.name for f in done.figures)]]
+    rows = [["", *(printable(f.path.name) for f in done.figures)]]
     for field, shown, of in names:
         counts = [getattr(f, field) for f in done.figures]
         if of and None not in counts:

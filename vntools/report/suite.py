@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _HEADER = (
     *("network", "depth", "parameters M", "GMACs", "paper ms", "TRT FP32", "TRT FP16"),
-    "measured ms",
+    *("measured ms", "floor ms"),
 )
 
 
@@ -22,7 +22,7 @@ def suite_text(suite: Suite) -> str:
 
     Paper latencies are the authors', batch 1, PyTorch and TensorRT on an A100.
     """
-    rows = [_HEADER]
+    rows: list[tuple[str, ...]] = [_HEADER]
     for row in suite.rows:
         published = row.published
         figures = (
@@ -42,9 +42,10 @@ def suite_text(suite: Suite) -> str:
                 _number(row.gmacs, 2),
                 *(_number(f, 2) for f in figures),
                 "failed" if row.why else _number(row.median_ms, 3),
+                _number(row.floor_ms, 3),
             )
         )
-    lines = [table(rows, align="<>>>>>>>")]
+    lines = [table(rows, align="<>>>>>>>>")]
     lines += [f"{row.name}: {row.why}" for row in suite.rows if row.why]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "MARKS",
+    "ORIGIN",
     "Clock",
     "HostClock",
     "Runner",
@@ -27,10 +28,19 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vntools.base.errors import CheckFailed, DataFault, InternalFault, first_three
+from vntools.base.errors import (
+    CheckFailed,
+    DataFault,
+    InternalFault,
+    UsageFault,
+    first_three,
+)
 
-MARKS = 8
-"""Marks of a clock: four for each of the two queries that may be under way at once."""
+ORIGIN = 8
+"""The mark that a run of queries begins with, and that their times are counted from."""
+
+MARKS = 9
+"""Marks of a clock: four for each of the two queries that may be under way, and the origin."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,15 @@ class Clock(Protocol):
     on_gpu: bool
     """Whether marks are events on a GPU; otherwise they are readings of the host's clock."""
 
+    spin: bool
+    """Whether a wait asks again and again; otherwise the thread sleeps until it is woken."""
+
     def mark(self, slot: int) -> None:
         """Set mark ``slot`` (0 to ``MARKS`` - 1) behind the work enqueued so far."""
         ...
 
     def wait(self, slot: int) -> None:
-        """Return once the work before mark ``slot`` has ended; the wait spins."""
+        """Return once the work before mark ``slot`` has ended; see ``spin``."""
         ...
 
     def elapsed_ms(self, start: int, end: int) -> float:
@@ -74,6 +87,7 @@ class HostClock:
     """The host's monotonic clock, for runners whose enqueue returns when the work is done."""
 
     on_gpu = False
+    spin = True
 
     def __init__(self) -> None:
         self._stamps_ns = [0] * MARKS
@@ -149,6 +163,43 @@ class Runner(Protocol):
     @abstractmethod
     def results(self) -> dict[str, NDArray[Any]]:
         """Copies of the outputs last downloaded."""
+
+    def sibling(self) -> Runner:
+        """A second runner over what this open one has loaded, with memory of its own.
+
+        It is open, may run at the same time, and must be closed first.
+
+        Raises:
+            UsageFault: ``bench.streams``: the backend runs one query at a time.
+        """
+        raise UsageFault(
+            "bench.streams",
+            f"{self.backend} has one stream",
+            hint="plans, and ONNX Runtime on a CPU, have more",
+        )
+
+    def profile(self, queries: int) -> dict[str, list[float]]:
+        """Milliseconds of each layer in each of some prepared queries, run one by one.
+
+        Raises:
+            UsageFault: ``bench.profile``: the backend does not time its layers.
+        """
+        del queries
+        raise UsageFault(
+            "bench.profile", f"{self.backend} does not time its layers", hint="measure a plan"
+        )
+
+    def layer_info(self) -> str:
+        """What the engine inspector says of the layers, as JSON.
+
+        Raises:
+            UsageFault: ``bench.layer_info``: the backend has no inspector.
+        """
+        raise UsageFault(
+            "bench.layer_info",
+            f"{self.backend} has no engine inspector",
+            hint="measure a plan",
+        )
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs for ``feeds``: copies, of the specified types and shapes, and finite.

@@ -152,7 +152,9 @@ class _Events:
     def __init__(self, driver: ModuleType, stream: Any) -> None:
         self._driver = driver
         self._stream = stream
-        self._events = [driver.Event() for _ in range(MARKS)]
+        self.spin = True
+        flags = driver.event_flags.BLOCKING_SYNC  # of a wait that does not spin
+        self._events = [driver.Event(flags) for _ in range(MARKS)]
 
     def close(self) -> None:
         """Free the events; must come before the context ends."""
@@ -167,8 +169,10 @@ class _Events:
             raise _fault(self._driver, e) from e
 
     def wait(self, slot: int) -> None:
-        """Spin until the event has happened: a sleeping thread would wake too late."""
+        """Wait until the event has happened; a thread that sleeps wakes up late."""
         try:
+            if not self.spin:
+                self._events[slot].synchronize()
             while not self._events[slot].query():
                 pass
         except self._driver.Error as e:

@@ -1,13 +1,14 @@
-"""ONNX Runtime, on its CPU provider or on its CUDA provider, never on another than asked."""
+"""ONNX Runtime on its CPU, CUDA or TensorRT provider, never on another than asked."""
 
 from __future__ import annotations
 
-__all__ = ["OnnxCudaRunner", "OnnxRunner"]
+__all__ = ["OnnxCudaRunner", "OnnxRunner", "OnnxTensorrtRunner"]
 
+import copy
 import sys
 from abc import abstractmethod
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from vntools.base.optional import require
 from vntools.base.provenance import host
 from vntools.runtime.base import HostClock, Runner, TensorSpec, check_feeds
 from vntools.runtime.buffered import BufferedRunner, Buffers
+from vntools.runtime.onnx_profile import node_times
 from vntools.runtime.onnx_weights import weight_bytes
 
 _DTYPES = {
@@ -47,7 +49,7 @@ class _SessionRunner(Runner):
         self.inputs = self.outputs = ()
 
     def __enter__(self) -> Self:
-        weights = weight_bytes(self._model)
+        self._types = tuple(weight_bytes(self._model))
         ort = require("onnxruntime", extra=None)
         options = ort.SessionOptions()
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -74,7 +76,7 @@ class _SessionRunner(Runner):
             self.outputs = tuple(map(_spec, session.get_outputs()))
             self.details |= {
                 "version": ort.__version__,
-                "precision": next(iter(weights), self.inputs[0].dtype if self.inputs else ""),
+                "precision": self._precision(),
                 "providers": {name: len(ops) for name, ops in nodes.items()},
                 "sha256": sha256_bytes(self._model),
             }
@@ -96,6 +98,10 @@ class _SessionRunner(Runner):
     @abstractmethod
     def _providers(self, ort: ModuleType, options: Any, stack: ExitStack) -> list[Any]:
         """Set session options, and give the provider with its own."""
+
+    def _precision(self) -> str:
+        """The type of most weights."""
+        return next(iter(self._types), self.inputs[0].dtype if self.inputs else "")
 
     @contextmanager
     def _faults(self) -> Generator[None]:
@@ -140,8 +146,9 @@ class OnnxRunner(_SessionRunner):
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """See :meth:`Runner.prepare`."""
         self._binding = self._session.io_binding()
-        for name, array in check_feeds(self.inputs, feeds).items():
-            self._binding.bind_cpu_input(name, array.copy())
+        self._feeds = {n: a.copy() for n, a in check_feeds(self.inputs, feeds).items()}
+        for name, array in self._feeds.items():
+            self._binding.bind_cpu_input(name, array)
         for spec in self.outputs:
             self._binding.bind_output(spec.name)
 
@@ -158,6 +165,18 @@ class OnnxRunner(_SessionRunner):
         """See :meth:`Runner.results`."""
         arrays = self._binding.copy_outputs_to_cpu()
         return {s.name: a for s, a in zip(self.outputs, arrays, strict=True)}
+
+    def sibling(self) -> OnnxRunner:
+        """See :meth:`Runner.sibling`: the same session and threads, bindings of its own."""
+        other = copy.copy(self)
+        other.clock = HostClock()
+        other._stack = ExitStack()
+        return other
+
+    def profile(self, queries: int) -> dict[str, list[float]]:
+        """See :meth:`Runner.profile`: each node as ONNX Runtime fused it."""
+        threads = self.details["threads"]
+        return node_times(self._model, self._feeds, queries=queries, threads=threads)
 
 
 class OnnxCudaRunner(_SessionRunner, BufferedRunner):
@@ -198,9 +217,16 @@ class OnnxCudaRunner(_SessionRunner, BufferedRunner):
             "cuda_graph": "not used: ONNX Runtime launches kernel by kernel",
             "gpu": self._cuda.describe(),
         }
-        return [
-            (self.provider, {"device_id": "0", "user_compute_stream": str(self._cuda.stream)})
-        ]
+        own = {"device_id": "0", "user_compute_stream": str(self._cuda.stream)}
+        return [(self.provider, own | self._provider_options())]
+
+    def _provider_options(self) -> dict[str, str]:
+        """Options of the provider beside the device and the stream."""
+        return {}
+
+    def _precision(self) -> str:
+        precision = super()._precision()
+        return f"{precision} (TF32 allowed)" if precision == "float32" else precision
 
     def _bind(self, arrays: dict[str, NDArray[Any]]) -> Buffers:
         # A plain run first: it gives the shapes of the outputs, and chooses algorithms.
@@ -220,6 +246,43 @@ class OnnxCudaRunner(_SessionRunner, BufferedRunner):
                 name, "cuda", 0, dtype.type, shape, buffers.addresses[name]
             )
         return buffers
+
+
+class OnnxTensorrtRunner(OnnxCudaRunner):
+    """ONNX Runtime's TensorRT provider on the first GPU; it builds an engine in ``prepare``.
+
+    It types its networks weakly: without a flag TensorRT would not compute in FP16 or INT8,
+    and with one it may still choose a wider type. The flags are set as the graph is typed.
+
+    Raises:
+        Unavailable: on opening, as :class:`OnnxCudaRunner`: also where TensorRT's libraries do
+            not load, or have another major version than this ONNX Runtime was built for.
+
+    Source: ONNX Runtime, TensorRT Execution Provider, "Configurations".
+    """
+
+    provider = "TensorrtExecutionProvider"
+
+    def __init__(self, model: bytes) -> None:
+        super().__init__(model)
+        self.backend = "onnxruntime-tensorrt"
+
+    def _providers(self, ort: ModuleType, options: Any, stack: ExitStack) -> list[Any]:
+        from vntools.engine.backend import load
+
+        with suppress(Unavailable):  # a wheel's libraries can be found once it is imported
+            load("tensorrt")
+        found = super()._providers(ort, options, stack)
+        self.details["cuda_graph"] = "not used: ONNX Runtime enqueues the engine"
+        return found
+
+    def _provider_options(self) -> dict[str, str]:
+        flags = {"float16": "fp16", "bfloat16": "bf16", "int8": "int8"}
+        return {f"trt_{flags[t]}_enable": "1" for t in self._types if t in flags}
+
+    def _precision(self) -> str:
+        precision = super()._precision()
+        return precision if "float32" in precision else f"{precision} (wider types allowed)"
 
 
 def _errors(ort: ModuleType) -> tuple[type[Exception], ...]:

@@ -1,12 +1,12 @@
-"""PyTorch modules, eager, on a CPU or on a GPU."""
+"""PyTorch modules: eager on a CPU or on a GPU, and as a CUDA graph."""
 
 from __future__ import annotations
 
-__all__ = ["TorchCudaRunner", "TorchRunner"]
+__all__ = ["TorchCudaGraphRunner", "TorchCudaRunner", "TorchRunner"]
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,15 +19,18 @@ from vntools.runtime.base import MARKS, HostClock, Runner, TensorSpec, check_fee
 if TYPE_CHECKING:
     import torch
 
+_WARM_UPS = 3  # before a capture: lazy initialisation and the choice of algorithms lie in them
 
-class _EagerRunner(Runner):
-    """A module with one input and one output, run eagerly in inference mode.
+
+class _ModuleRunner(Runner):
+    """A module with one input and one output, run in inference mode.
 
     The module runs once when the runner opens, for the shape of its output.
     """
 
     _input: torch.Tensor
     _result: torch.Tensor
+    _forward: Callable[[torch.Tensor], torch.Tensor]
 
     def __init__(self, module: torch.nn.Module, image_shape: tuple[int, ...]) -> None:
         self._module = module
@@ -41,6 +44,7 @@ class _EagerRunner(Runner):
         self._torch = torch
         with ExitStack() as stack:
             self._open(stack)
+            self._forward = self._module
             parameter = next(self._module.parameters(), None)
             probe = torch.zeros(
                 (1, *self._image_shape),
@@ -79,14 +83,17 @@ class _EagerRunner(Runner):
     def _describe(self, precision: str) -> dict[str, Any]:
         """Details beside version and precision; may refine the latter."""
 
+    def _specialise(self) -> None:
+        """What is done once for the shape of the prepared input; eagerly, nothing."""
+
     def enqueue(self) -> None:
         """See :meth:`Runner.enqueue`."""
         with self._torch.inference_mode():
-            self._result = self._module(self._input)
+            self._result = self._forward(self._input)
 
 
-class TorchRunner(_EagerRunner):
-    """A module on the CPU: the caller's own, in evaluation mode while the runner is open.
+class TorchRunner(_ModuleRunner):
+    """A module on the CPU, eager: the caller's own, put in evaluation mode while open.
 
     Args:
         module: maps (batch, ...) to (batch, ...).
@@ -122,6 +129,7 @@ class TorchRunner(_EagerRunner):
         """See :meth:`Runner.prepare`."""
         (array,) = check_feeds(self.inputs, feeds).values()
         self._input = self._torch.from_numpy(array.copy())
+        self._specialise()
 
     def upload(self) -> None:
         """See :meth:`Runner.upload`."""
@@ -137,8 +145,8 @@ class TorchRunner(_EagerRunner):
         return {self.outputs[0].name: self._result.numpy().copy()}
 
 
-class TorchCudaRunner(_EagerRunner):
-    """A copy of a module on the first GPU.
+class TorchCudaRunner(_ModuleRunner):
+    """A copy of a module on the first GPU, eager.
 
     Args:
         module: maps (batch, ...) to (batch, ...).
@@ -166,7 +174,7 @@ class TorchCudaRunner(_EagerRunner):
         stack.callback(self._forget)
 
     def _forget(self) -> None:
-        for name in ("_module", "_result", "_input", "_host", "_landing"):
+        for name in ("_forward", "_module", "_result", "_input", "_host", "_landing"):
             self.__dict__.pop(name, None)
 
     def _describe(self, precision: str) -> dict[str, Any]:
@@ -189,6 +197,7 @@ class TorchCudaRunner(_EagerRunner):
             self._host = torch.from_numpy(array.copy()).pin_memory()
             self._input = torch.empty_like(self._host, device="cuda")
             self.upload()
+            self._specialise()
             self.enqueue()
             self._landing = torch.empty_like(self._result, device="cpu", pin_memory=True)
         except torch.OutOfMemoryError as e:
@@ -214,20 +223,74 @@ class TorchCudaRunner(_EagerRunner):
         return {self.outputs[0].name: self._landing.numpy().copy()}
 
 
+class TorchCudaGraphRunner(TorchCudaRunner):
+    """A copy of a module on the first GPU, captured once for each shape and then replayed.
+
+    Args:
+        module: maps (batch, ...) to (batch, ...).
+        image_shape: shape of one input without its batch axis, such as (3, 224, 224).
+
+    Raises:
+        Unavailable: on opening, as :class:`TorchCudaRunner`; in :meth:`prepare`,
+            ``torch.capture``: the module cannot be captured.
+    """
+
+    def __init__(self, module: torch.nn.Module, image_shape: tuple[int, ...]) -> None:
+        super().__init__(module, image_shape)
+        self.backend = "pytorch-cuda-graph"
+
+    def _forget(self) -> None:
+        self.__dict__.pop("_graph", None)
+        super()._forget()
+
+    def _describe(self, precision: str) -> dict[str, Any]:
+        return super()._describe(precision) | {"cuda_graph": "captured"}
+
+    def _specialise(self) -> None:
+        torch = self._torch
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), torch.inference_mode():
+            for _ in range(_WARM_UPS):
+                self._module(self._input)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.inference_mode(), torch.cuda.graph(self._graph):
+                self._result = self._module(self._input)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as e:
+            raise Unavailable(
+                "torch.capture",
+                f"PyTorch cannot capture it as a CUDA graph: {str(e).splitlines()[0]}",
+                hint="run it eagerly (torch)",
+            ) from e
+
+    def enqueue(self) -> None:
+        """See :meth:`Runner.enqueue`."""
+        self._graph.replay()
+
+
 class _TorchEvents:
     """Marks as events on PyTorch's current stream."""
 
     on_gpu = True
 
     def __init__(self, torch: Any) -> None:
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(MARKS)]
+        self.spin = True
+        self._events = [
+            torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(MARKS)
+        ]
 
     def mark(self, slot: int) -> None:
         """Record an event."""
         self._events[slot].record()
 
     def wait(self, slot: int) -> None:
-        """Spin until the event has happened."""
+        """Wait until the event has happened."""
+        if not self.spin:
+            self._events[slot].synchronize()
         while not self._events[slot].query():
             pass
 

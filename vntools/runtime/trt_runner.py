@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["PlanRunner", "open_plan"]
 
+import copy
 import importlib.util
 import os
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from vntools.base.errors import (
     UsageFault,
 )
 from vntools.engine.backend import FLAVOURS, Backend, gpu_count, load
-from vntools.engine.log import collected, logger
+from vntools.engine.log import Log, collected, logger
 from vntools.runtime.base import TensorSpec
 from vntools.runtime.buffered import BufferedRunner, Buffers
 from vntools.runtime.cuda import CaptureFailed, CudaGraph
@@ -157,6 +158,7 @@ class PlanRunner(BufferedRunner):
             "version": backend.version,
             "precision": sidecar.get("precision", "as built"),
             "sha256": sidecar["sha256"],
+            **({"kernels": sidecar["kernels"]} if sidecar.get("kernels") else {}),
         }
         self.inputs = self.outputs = ()
         self._plan = plan
@@ -181,13 +183,7 @@ class PlanRunner(BufferedRunner):
                         f"{self.details['gpu']['cc']}: {log.last_error()}",
                         hint=_REBUILD,
                     )
-                self._context = self._make_context()
-                if self._context is None:
-                    raise TryLater(
-                        "gpu.memory",
-                        f"no execution context: {log.last_error()}",
-                        hint="free memory",
-                    )
+                self._context = self._make_context(log)
             self.inputs, self.outputs = self._specs()
             self._stack = stack.pop_all()
         return self
@@ -200,7 +196,65 @@ class PlanRunner(BufferedRunner):
     ) -> None:
         self._stack.close()
 
-    def _make_context(self) -> Any:
+    def sibling(self) -> PlanRunner:
+        """See :meth:`Runner.sibling`: another execution context over the same engine."""
+        other = copy.copy(self)
+        other.details = dict(self.details)
+        other._graph = None
+        with ExitStack() as stack, collected(self._trt) as log:
+            other._open_cuda(stack)
+            stack.callback(other._forget)
+            other._context = self._make_context(log)
+            other._stack = stack.pop_all()
+        return other
+
+    def profile(self, queries: int) -> dict[str, list[float]]:
+        """See :meth:`Runner.profile`; in a context of its own, without a CUDA graph."""
+        times: dict[str, list[float]] = {}
+
+        class Layers(self._trt.IProfiler):
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times.setdefault(layer_name, []).append(ms)
+
+        with collected(self._trt) as log:
+            context = self._make_context(log)
+        for spec in self.inputs:
+            context.set_input_shape(spec.name, self._context.get_tensor_shape(spec.name))
+        for name, address in (
+            {} if self._buffers is None else self._buffers.addresses
+        ).items():
+            context.set_tensor_address(name, address)
+        layers = context.profiler = Layers()
+        plain, self._context = self._context, context
+        try:
+            for _ in range(1 + queries):
+                self._execute()
+                self.synchronize()
+        finally:
+            self._context = plain
+        del layers
+        return {name: ms[-queries:] for name, ms in times.items()}  # not of the first query
+
+    def layer_info(self) -> str:
+        """See :meth:`Runner.layer_info`."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def _make_context(self, log: Log) -> Any:
+        """An execution context.
+
+        Raises:
+            TryLater: ``gpu.memory``.
+        """
+        context = self._new_context()
+        if context is None:
+            raise TryLater(
+                "gpu.memory", f"no execution context: {log.last_error()}", hint="free memory"
+            )
+        return context
+
+    def _new_context(self) -> Any:
         if self.backend == "tensorrt":
             return self._engine.create_execution_context()
         # By default TensorRT-RTX compiles kernels for a new shape in the background and starts

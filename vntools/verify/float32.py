@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vntools.base.errors import InternalFault, VntoolsError
+from vntools.base.errors import InternalFault
 from vntools.export.graph import without_weights
 
 if TYPE_CHECKING:
@@ -76,15 +76,16 @@ def stream_float32(model: ir.Model, feeds: Iterable[Arrays]) -> Iterator[dict[st
     data = ir.serde.serialize_model(light).SerializeToString()
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        used = {i.name for i in session.get_inputs()}
-        lent = {k: v for k, v in lent.items() if k in used}
-        for feed in feeds:
-            run = session.run(names, {**lent, **feed})
-            yield dict(zip(names, map(_arrays, run), strict=True))
-    except VntoolsError:
-        raise
     except Exception as e:
         raise _failed(e) from e
+    used = {i.name for i in session.get_inputs()}
+    lent = {k: v for k, v in lent.items() if k in used}
+    for feed in feeds:
+        try:
+            run = session.run(names, {**lent, **feed})
+        except Exception as e:
+            raise _failed(e) from e
+        yield dict(zip(names, map(_arrays, run), strict=True))
 
 
 def _options() -> Any:

@@ -1,0 +1,112 @@
+"""Which runner opens which file, and which cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vntools.base.errors import UsageFault
+from vntools.engine import backend
+from vntools.pipeline.bench import RUNNERS, Artifact, open_artifact
+from vntools.pipeline.listener import Mute
+
+FILES: dict[str, dict[str, Any]] = {
+    "onnx": {"onnx": Path("net.onnx")},
+    "ckpt": {"ckpt": Path("net.pth")},
+    "engine": {"engine": Path("net.plan"), "trust_plan": True},
+}
+
+
+@pytest.fixture
+def opened(work: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The class of the runner of a file, on a machine with or without a GPU."""
+
+    def open_file(kind: str, *, gpus: int = 0, **fields: Any) -> str:
+        monkeypatch.setattr(backend, "gpu_count", lambda: gpus)
+        return type(open_artifact(Artifact(**FILES[kind], **fields), Mute())).__name__
+
+    return open_file
+
+
+@pytest.mark.parametrize(
+    ("runner", "gpus", "device", "name"),
+    [
+        ("auto", 0, "auto", "OnnxRunner"),
+        ("auto", 1, "auto", "OnnxCudaRunner"),
+        ("auto", 1, "cpu", "OnnxRunner"),
+        ("ort", 1, "auto", "OnnxRunner"),
+        ("ort", 0, "cpu", "OnnxRunner"),
+        ("ort-cuda", 0, "auto", "OnnxCudaRunner"),
+        ("ort-cuda", 1, "cuda", "OnnxCudaRunner"),
+        ("ort-tensorrt", 0, "auto", "OnnxTensorrtRunner"),
+        ("openvino", 1, "auto", "OpenvinoRunner"),
+    ],
+)
+def test_runners_of_onnx(
+    opened: Callable[..., str], runner: str, gpus: int, device: str, name: str
+) -> None:
+    assert opened("onnx", gpus=gpus, runner=runner, device=device) == name
+
+
+@pytest.mark.parametrize(
+    ("runner", "gpus", "device", "name"),
+    [
+        ("auto", 0, "auto", "TorchRunner"),
+        ("auto", 1, "auto", "TorchCudaRunner"),
+        ("torch", 1, "auto", "TorchCudaRunner"),
+        ("torch", 1, "cpu", "TorchRunner"),
+        ("torch-compile", 0, "auto", "TorchCompileRunner"),
+        ("torch-compile", 1, "auto", "TorchCompileCudaRunner"),
+        ("torch-compile", 1, "cpu", "TorchCompileRunner"),
+        ("torch-cuda-graph", 0, "auto", "TorchCudaGraphRunner"),
+    ],
+)
+def test_runners_of_a_checkpoint(
+    opened: Callable[..., str], runner: str, gpus: int, device: str, name: str
+) -> None:
+    assert opened("ckpt", gpus=gpus, runner=runner, device=device) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "code", "said"),
+    [
+        (
+            "onnx",
+            {"runner": "torch"},
+            "bench.runner",
+            "does not run in torch; give one of ort",
+        ),
+        ("ckpt", {"runner": "openvino"}, "bench.runner", "give one of torch, torch-compile"),
+        ("ckpt", {"runner": "jax"}, "bench.runner", "does not run in jax"),
+        ("onnx", {"runner": "jax"}, "bench.runner", "does not run in jax"),
+        ("engine", {"runner": "ort"}, "bench.runner", "a plan does not run in ort"),
+        ("engine", {"device": "cpu"}, "bench.device", "GPU only"),
+        ("onnx", {"runner": "ort", "device": "cuda"}, "bench.runner", "not run on cuda"),
+        ("onnx", {"runner": "openvino", "device": "cuda"}, "bench.runner", "not run on cuda"),
+        (
+            "onnx",
+            {"runner": "ort-tensorrt", "device": "cpu"},
+            "bench.runner",
+            "not run on cpu",
+        ),
+        ("ckpt", {"runner": "torch-cuda-graph", "device": "cpu"}, "bench.runner", "on cpu"),
+    ],
+)
+def test_no_file_runs_elsewhere_than_asked(
+    opened: Callable[..., str], kind: str, fields: dict[str, str], code: str, said: str
+) -> None:
+    with pytest.raises(UsageFault, match=said) as e:
+        opened(kind, gpus=1, **fields)
+    assert e.value.code == code
+
+
+def test_every_runner_is_tried_above() -> None:
+    marks = [
+        mark
+        for test in (test_runners_of_onnx, test_runners_of_a_checkpoint)
+        for mark in test.pytestmark  # pyright: ignore[reportFunctionMemberAccess] - set by pytest
+    ]
+    assert {case[0] for mark in marks for case in mark.args[1]} == {*RUNNERS, "auto"}

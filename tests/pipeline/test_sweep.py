@@ -1,0 +1,155 @@
+"""vntools bench beyond one batch: sweeps, trtexec's files and defaults, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Invoke = Callable[..., Result]
+CPU = ("--device", "cpu", "--warm-up", "1", "--quiet")
+QUICK = (*CPU, "--duration", "0.05")
+
+
+def test_a_sweep_has_a_row_for_each_batch(work: Path, invoke: Invoke) -> None:
+    result = invoke("bench", "net.onnx", "--batch", "1,4", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[1].split()[:3] == ["batch", "median", "ms"]
+    assert [line.split()[0] for line in lines[2:4]] == ["1", "4"]
+    found = json.loads(invoke("bench", "net.onnx", "--batch", "1,4", *QUICK, "--json").stdout)
+    assert [m["batch"] for m in found["measurements"]] == [1, 4]
+    assert all("samples" not in m for m in found["measurements"])
+
+
+def test_the_kind_of_a_file_is_told_by_its_bytes(work: Path, invoke: Invoke) -> None:
+    backends = [
+        json.loads(invoke("bench", name, *QUICK, "--json").stdout)["engine"]["backend"]
+        for name in ("net.onnx", "net.pth")
+    ]
+    assert backends == ["onnxruntime-cpu", "pytorch-cpu"]
+
+
+def test_trtexecs_files(work: Path, invoke: Invoke) -> None:
+    files = ("--exportTimes", "times.json", "--export-profile", "profile.json")
+    result = invoke(
+        "bench", "net.onnx", *QUICK, *files, "--dumpProfile", "--samples", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    times = json.loads((work / "times.json").read_text())
+    assert [t["latencyMs"] for t in times] == found["samples"]["latency_ms"]
+    count, *layers = json.loads((work / "profile.json").read_text())
+    assert count == {"count": 20}
+    assert sum(layer["percentage"] for layer in layers) == pytest.approx(100)
+    assert [layer["name"] for layer in found["layers"]] == [layer["name"] for layer in layers]
+
+
+def test_a_file_that_is_not_ours_is_kept(work: Path, invoke: Invoke) -> None:
+    (work / "times.json").write_text("mine")
+    words = ("bench", "net.onnx", *QUICK, "--export-times", "times.json")
+    assert invoke(*words).exit_code == 73
+    assert (work / "times.json").read_text() == "mine"
+    assert invoke(*words, "--force").exit_code == 0
+
+
+def test_limits_give_a_floor(work: Path, invoke: Invoke) -> None:
+    words = ("bench", "net.onnx", *QUICK, "--peak", "0.1", "--bandwidth", "10")
+    found = json.loads(invoke(*words, "--json").stdout)
+    floor = found["floor"]
+    assert floor["binds"] in ("memory", "compute")
+    assert floor["median_over_floor"] == pytest.approx(
+        found["latency_ms"]["median"] / floor["floor_ms"]
+    )
+    assert "floor of the network" in invoke(*words).stdout
+    assert "over floor" in invoke(*words, "--batch", "1,2").stdout
+
+
+def test_noise_and_time_limit(work: Path, invoke: Invoke) -> None:
+    words = ("--max-noise", "0.0001%", "--time-limit", "0.1")
+    result = invoke("bench", "net.onnx", *QUICK, *words)
+    assert result.exit_code == 0, result.stderr
+    assert "Ended: time limit reached" in result.stdout
+
+
+def test_streams_on_a_cpu(work: Path, invoke: Invoke) -> None:
+    result = invoke("bench", "net.onnx", *QUICK, "--infStreams", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "2 streams" in result.stdout.splitlines()[0]
+
+
+def test_side_by_side(work: Path, invoke: Invoke) -> None:
+    words = ("bench", "net.onnx", "--against", "training.onnx", "net.onnx", *CPU)
+    result = invoke(*words, "--duration", "0.4", "--same", "5%", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    names = [c["name"] for c in found["contenders"]]
+    assert names == ["net.onnx", "training.onnx", "net.onnx (2)"]
+    assert found["same"] == 0.05
+
+
+def test_slower_fails_after_the_result(work: Path, invoke: Invoke) -> None:
+    words = ("--duration", "0.4", "--fail-if", "slower", "--json")
+    small, large = ("net.onnx", "--batch", 1), ("training.onnx", "--batch", 1)
+    slower = invoke("bench", *large, "--against", small[0], *CPU, *words)
+    assert slower.exit_code == 1
+    found = json.loads(slower.stdout)
+    assert found["error"]["code"] == "bench.slower"
+    assert found["contenders"][1]["relation"]["verdict"] == "faster"
+    assert invoke("bench", *small, "--against", large[0], *CPU, *words).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["net.onnx", "net.pth"], "bench.artifact"),
+        (["net.onnx", "--fail-if", "slower"], "bench.against"),
+        (["net.onnx", "--against", "net.pth", "--batch", "1,2"], "bench.against"),
+        (["net.onnx", "--against", "net.pth", "--export-times", "t.json"], "bench.against"),
+        (["net.onnx", "--batch", "1,2", "--export-times", "t.json"], "bench.files"),
+        (["net.onnx", "--export-layer-info", "t.json"], "bench.layer_info"),
+        (["net.pth", "--export-profile", "t.json"], "bench.profile"),
+        (["net.pth", "--streams", "2"], "bench.streams"),
+        (["net.onnx", "--compat", "trtexec10"], "bench.transfers"),
+        (["net.onnx", "--max-noise", "0"], "bench.options"),
+        (["net.onnx", "--batch", "0"], "bench.options"),
+        (["net.onnx", "--batch", "1,0"], "bench.options"),
+        (["net.onnx", "--peak", "1"], "limit.options"),
+        (["net.onnx", "--runner", "torch"], "bench.runner"),
+        (["net.onnx", "--suite", "table1"], "bench.suite"),
+        (["net.onnx", "--device-dir", "d"], "bench.suite"),
+        (["--suite", "table1", "--device-dir", "d", "--limit", "t4"], "bench.suite"),
+        (["net.onnx", "--against", "net.pth", "--limit", "t4"], "bench.against"),
+    ],
+)
+def test_what_cannot_be_meant(work: Path, invoke: Invoke, words: list[str], code: str) -> None:
+    result = invoke("bench", *words, *QUICK)
+    assert result.exit_code == 2, result.stderr
+    assert f"[{code}]" in result.stderr
+    assert not (work / "t.json").exists()
+
+
+def test_trtexec_10_can_be_had_in_parts(work: Path, invoke: Invoke) -> None:
+    result = invoke("bench", "net.onnx", "--compat", "trtexec10", "--noDataTransfers", *QUICK)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.gpu
+def test_trtexec_10_on_a_gpu(work: Path, invoke: Invoke) -> None:
+    result = invoke("bench", "net.plan", "--compat", "trtexec10", "--duration", "0.1")
+    header = result.stdout.splitlines()[0]
+    assert "CUDA graph off, blocking wait, transfers included" in header
+
+
+@pytest.mark.gpu
+def test_a_plan_gives_every_file(work: Path, invoke: Invoke) -> None:
+    files = ("--export-times", "t.json", "--export-profile", "p.json")
+    files += ("--export-layer-info", "l.json", "--streams", "2")
+    result = invoke("bench", "net.plan", "--duration", "0.1", *files)
+    assert result.exit_code == 0, result.stderr
+    assert all(
+        json.loads((work / name).read_text()) for name in ("t.json", "p.json", "l.json")
+    )

@@ -1,0 +1,75 @@
+"""Comparing two results that were measured apart, where their environments are alike."""
+
+from __future__ import annotations
+
+__all__ = ["compare_records"]
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vntools.base.errors import DataFault, UsageFault, first_three
+from vntools.bench.compare import Relation, verdict
+
+# Settings that change what a query is; the others say how long was measured.
+_SETTINGS = ("transfers", "spin", "streams", "overlap")
+
+
+def compare_records(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, same: float = 0.01
+) -> Relation:
+    """Relate measurement ``b`` to measurement ``a``, each a record of its own run.
+
+    The interval is from the lower end of one median's interval over the upper end of the
+    other's, which is wider than 95 % of what the two runs can tell; what differed between the
+    runs and is in no record stays unseen, so prefer :func:`compare`.
+
+    Raises:
+        DataFault: ``bench.record``: not the record of one measurement, or of fewer than six
+            queries.
+        UsageFault: ``bench.unlike``, with the differences: machine, versions, batch or the
+            settings that change what a query is.
+    """
+    unlike = list(_differences(_conditions(a), _conditions(b)))
+    if unlike:
+        raise UsageFault(
+            "bench.unlike",
+            f"the two results are not comparable: {first_three(unlike)}",
+            hint="measure both side by side",
+        )
+    try:
+        low_a, high_a = a["latency_ms"]["median_interval"]
+        low_b, high_b = b["latency_ms"]["median_interval"]
+        ratio = b["latency_ms"]["median"] / a["latency_ms"]["median"]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+        raise DataFault("bench.record", "a result has no interval of its median") from e
+    low, high = low_b / high_a, high_b / low_a
+    return Relation(ratio, low, high, verdict(low, high, same=same))
+
+
+def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be alike in two records, by dotted name."""
+    try:
+        gpu, settings = record["gpu"] or {}, record["settings"]
+        return {
+            "gpu": gpu.get("name"),
+            "batch": record["batch"],
+            "threads": record["engine"].get("threads"),
+            **{name: settings[name] for name in _SETTINGS},
+            **dict(_flat(record["environment"])),
+        }
+    except (AttributeError, KeyError, TypeError) as e:
+        raise DataFault("bench.record", "not the record of a measurement") from e
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys((*a, *b)):
+        if a.get(name) != b.get(name):
+            yield f"{name} {a.get(name)} and {b.get(name)}"
