@@ -204,6 +204,10 @@ def test_a_budget_of_labelled_images(invoke: Invoke, work: Path) -> None:
     (step,) = record["engine"]["int8"]["steps"]
     assert step["images"] == 10
     assert record["engine"]["int8"]["labelled"] is True
+    (work / "whole" / "train").mkdir(parents=True)
+    (work / "labelled").rename(work / "whole" / "val")
+    again = built(invoke, "--max-drop", 100, "--eval-data", "whole")
+    assert again["engine"]["int8"]["steps"] == [step], "val, where train is beside it"
 
 
 def test_a_budget_out_of_reach_publishes_nothing(invoke: Invoke, work: Path) -> None:

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from vntools.base.artifacts import require_file
 from vntools.base.errors import DataFault, UsageFault, about, first_three
-from vntools.models.images import Listing, list_images
 from vntools.pipeline.artifact_facts import Facts, open_with_facts, usual_batch
 from vntools.pipeline.bench import Artifact, kind_of
 from vntools.pipeline.evaluation import Evaluation, Figures
 from vntools.pipeline.image_feeds import Feed, ImageFeeds
 from vntools.pipeline.image_input import ImageInput
-from vntools.pipeline.labels import class_numbers, real_labels
+from vntools.pipeline.labels import class_numbers, labelled_files, real_labels
 from vntools.pipeline.listener import Listener, Mute, Stopwatch
 from vntools.pipeline.ranks import Ranks
 
@@ -115,7 +114,7 @@ def evaluate(options: EvalOptions, listener: Listener) -> Evaluation | None:
         if path is not None:
             require_file(path)
     artifacts = _artifacts(options, ranks)
-    root, listing = _listed(options.data, listener)
+    root, listing = labelled_files(options.data, listener)
     with ExitStack() as stack:
         stack.enter_context(ranks.joined(options.artifact.device))
         with phase("open"):
@@ -157,14 +156,6 @@ def _artifacts(options: EvalOptions, ranks: Ranks) -> list[Artifact]:
         return [first]
     plain = replace(first, engine=None, onnx=None, ckpt=None)
     return [first, replace(plain, **{kind_of(options.compare): options.compare})]
-
-
-def _listed(data: Path, listener: Listener) -> tuple[Path, Listing]:
-    """The folder of the images, and these."""
-    if (data / "train").is_dir() and (data / "val").is_dir():
-        data /= "val"
-        listener.note(f"taking {data}")
-    return data, list_images(data, code="eval")
 
 
 def _opened(

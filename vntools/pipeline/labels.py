@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["class_numbers", "real_labels"]
+__all__ = ["class_numbers", "labelled_files", "real_labels"]
 
 import json
 import os
@@ -16,9 +16,18 @@ from numpy.typing import NDArray
 
 from vntools.base.artifacts import read_input
 from vntools.base.errors import DataFault, first_three
+from vntools.models.images import Listing, list_images
 from vntools.pipeline.listener import Listener
 
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
+
+
+def labelled_files(data: Path, listener: Listener) -> tuple[Path, Listing]:
+    """The folder of the images (``val`` where ``train`` is beside it), and these."""
+    if (data / "train").is_dir() and (data / "val").is_dir():
+        data /= "val"
+        listener.note(f"taking {data}")
+    return data, list_images(data, code="eval")
 
 
 def class_numbers(

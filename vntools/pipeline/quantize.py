@@ -362,10 +362,9 @@ def _labelled(model: ir.Model, options: Int8Options, listener: Listener) -> Labe
     Raises:
         NoInput, DataFault: ``eval.*``: images, class folders or their numbers are no good.
     """
-    from vntools.models.images import list_images
     from vntools.pipeline.image_feeds import ImageFeeds
     from vntools.pipeline.image_input import ImageInput
-    from vntools.pipeline.labels import class_numbers
+    from vntools.pipeline.labels import class_numbers, labelled_files
 
     if options.eval_data is None:
         return None
@@ -373,12 +372,12 @@ def _labelled(model: ir.Model, options: Int8Options, listener: Listener) -> Labe
     classes = shape[-1] if shape is not None and len(model.graph.outputs) == 1 else None
     if not isinstance(classes, int):
         raise DataFault("eval.output", "its outputs are not the scores of classes")
-    root, specs = options.eval_data, _specs(model)
-    files = list_images(root, code="eval").files
+    root, listing = labelled_files(options.eval_data, listener)
+    files = listing.files
     numbers = class_numbers(files, root, classes, listener, class_map=options.class_map)
     if numbers is None:
         raise DataFault("eval.labels", "its images lie in no class folders", path=root)
-    want = ImageInput.of(specs, model.metadata_props, listener)
+    want = ImageInput.of(_specs(model), model.metadata_props, listener)
 
     def refuse(fault: DataFault) -> None:
         raise fault
