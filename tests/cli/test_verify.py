@@ -19,10 +19,9 @@ from PIL import Image
 from tests.graphs import onnx_bytes
 from tests.networks import exported as exported_graph
 from tests.pipeline.conftest import SMALL, write_checkpoint
-from vntools.engine.backend import PLAN_MAGIC, gpu_count
+from vntools.engine.backend import gpu_count
 from vntools.pipeline.bench import kind_of
 from vntools.precision.floats import TOLERANCES, to_floats
-from vntools.runtime import trt_runner
 
 Invoke = Callable[..., Result]
 CPU = ("--device", "cpu", "--quiet")
@@ -442,10 +441,6 @@ def test_another_kind_is_refused(work: Path, run: Run, tmp_path: Path, content: 
     run.refused(tmp_path / "a.onnx", "net.pth", "input.kind", 65)
     run.refused("net.pth", tmp_path / "a.onnx", "input.kind", 65)
     run.refused("net.pth", tmp_path / "nothing", "input.missing", 66)
-
-
-def test_the_magic_of_plans_is_the_runners() -> None:
-    assert trt_runner._MAGIC == PLAN_MAGIC
 
 
 def test_a_plan_without_a_gpu_ends_at_once(

@@ -26,7 +26,7 @@ from vntools.base.errors import (
     VntoolsError,
 )
 from vntools.bench.measure import BenchOptions, measure
-from vntools.engine.backend import Backend, choose
+from vntools.engine.backend import PLAN_MAGIC, Backend, choose
 from vntools.engine.build import BuildOptions, build
 from vntools.runtime import trt_runner
 from vntools.runtime.trt_runner import PlanRunner, open_plan
@@ -37,7 +37,7 @@ PLAN = b"ftrt" + bytes(range(200))
 def test_the_magic_is_that_of_a_real_plan(net: Any):
     built = build(net.onnx_model(), BuildOptions(choose("tensorrt-rtx"), max_batch=2))
     sidecar = built.record | {"schema": 1, "sha256": sha256_bytes(built.plan)}
-    flavour = trt_runner._MAGIC[built.plan[:4]]
+    flavour = PLAN_MAGIC[built.plan[:4]]
     assert flavour == "tensorrt-rtx"
     trt_runner._check_bytes(built.plan, flavour, sidecar, "net.plan")
 

@@ -24,6 +24,7 @@ from vntools.pipeline.listener import Listener
 if TYPE_CHECKING:
     import torch
 
+    from vntools.models.checkpoint import Checkpoint
     from vntools.runtime.base import Runner
 
 Kind = Literal["engine", "onnx", "ckpt"]
@@ -121,7 +122,7 @@ def open_artifact(artifact: Artifact, listener: Listener) -> Runner:
         VntoolsError: the file is not there or not what it should be, or its backend is
             missing.
     """
-    return open_described(artifact, listener)[0]
+    return _opened(artifact, listener)[0]
 
 
 def open_described(artifact: Artifact, listener: Listener) -> tuple[Runner, dict[str, str]]:
@@ -133,19 +134,33 @@ def open_described(artifact: Artifact, listener: Listener) -> tuple[Runner, dict
     Raises:
         VntoolsError: as :func:`open_artifact`.
     """
+    runner, source = _opened(artifact, listener)
+    if source is None:
+        model = (read_sidecar(artifact.path) or {}).get("model")
+        held = model.items() if isinstance(model, dict) else ()
+        return runner, {f"vntools.{key}": str(value) for key, value in held}
+    if isinstance(source, bytes):
+        return runner, _metadata(source)
+    from vntools.export.interface import Interface
+
+    said = {**asdict(source.preprocessing), **Interface().to_record()}
+    return runner, {"vntools.preprocessing": json.dumps(said)}
+
+
+def _opened(
+    artifact: Artifact, listener: Listener
+) -> tuple[Runner, bytes | Checkpoint | None]:
+    """The runner, and what it was made of: an ONNX file's bytes, a checkpoint, or a plan."""
     path = require_file(artifact.path)
     runner, on_gpu = _choice(artifact)
     if artifact.engine is not None:
         from vntools.runtime.trt_runner import open_plan
 
         plan = open_plan(path, trust_plan=artifact.trust_plan, cuda_graph=artifact.cuda_graph)
-        model = (read_sidecar(path) or {}).get("model")
-        held = model.items() if isinstance(model, dict) else ()
-        return plan, {f"vntools.{key}": str(value) for key, value in held}
+        return plan, None
     if artifact.onnx is not None:
         data = read_input(path)
-        return _onnx_runner(runner, data, artifact.threads, on_gpu=on_gpu), _metadata(data)
-    from vntools.export.interface import Interface
+        return _onnx_runner(runner, data, artifact.threads, on_gpu=on_gpu), data
     from vntools.models.checkpoint import load_checkpoint, to_module
 
     checkpoint = load_checkpoint(path)
@@ -154,10 +169,9 @@ def open_described(artifact: Artifact, listener: Listener) -> tuple[Runner, dict
     for code, text in checkpoint.warnings:
         listener.warn(code, text)
     size = checkpoint.preprocessing.image_size
-    said = json.dumps({**asdict(checkpoint.preprocessing), **Interface().to_record()})
     module, shape = to_module(checkpoint), (3, size, size)
     opened = _torch_runner(runner, module, shape, artifact.threads, on_gpu=on_gpu)
-    return opened, {"vntools.preprocessing": said}
+    return opened, checkpoint
 
 
 def _choice(artifact: Artifact) -> tuple[str, bool]:

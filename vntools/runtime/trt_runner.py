@@ -27,13 +27,12 @@ from vntools.base.errors import (
     Unavailable,
     UsageFault,
 )
-from vntools.engine.backend import FLAVOURS, Backend, gpu_count, load
+from vntools.engine.backend import FLAVOURS, PLAN_MAGIC, Backend, gpu_count, load
 from vntools.engine.log import Log, collected, logger
 from vntools.runtime.base import TensorSpec
 from vntools.runtime.buffered import BufferedRunner, Buffers
 from vntools.runtime.cuda import CaptureFailed, CudaGraph
 
-_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}  # the first four bytes of a plan
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
     "UINT8": "uint8", "BOOL": "bool",
@@ -70,7 +69,7 @@ def open_plan(
             path=path,
         )
     plan = read_input(path)
-    flavour = _MAGIC.get(plan[:4])
+    flavour = PLAN_MAGIC.get(plan[:4])
     if sidecar is None:
         if flavour is None:
             raise DataFault("plan.format", "not a TensorRT plan", hint=_REBUILD, path=path)
