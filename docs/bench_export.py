@@ -19,32 +19,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vntools.base.provenance import host, versions
-from vntools.models.arch import ARCHITECTURES
+from vntools.models.arch import ARCHITECTURES, Architecture
 
-
-def usual_flow(ckpt: str, out: str) -> None:
-    """What a user does today."""
-    import onnx
-    import onnxsim
+if TYPE_CHECKING:
     import torch
 
-    from vntools.models.vanillanet import DeployVanillaNet, VanillaNet, initialize
+    from vntools.models.vanillanet import DeployVanillaNet
 
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(ckpt, map_location="cpu", weights_only=True)
-    arch = ARCHITECTURES[content["args"].model]
-    network = VanillaNet(arch).eval()
-    # What making the released network does: PyTorch's own draw, then a truncated normal one.
-    for part in network.modules():
-        if isinstance(part, torch.nn.Conv2d):
-            torch.nn.Conv2d.reset_parameters(part)
-    initialize(network, generator=torch.Generator())
-    network.load_state_dict(content["model_ema"])
-    state = network.state_dict()
+
+def merged_module(arch: Architecture, state: Mapping[str, torch.Tensor]) -> DeployVanillaNet:
+    """The deploy form of training weights, merged in float32 as a user would."""
+    import torch
+
+    from vntools.models.vanillanet import DeployVanillaNet
+
     merged: dict[str, torch.Tensor] = {}
 
     def folded(conv: str, norm: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +67,28 @@ def usual_flow(ckpt: str, out: str) -> None:
     put("cls.2", joined(folded("cls1.2", "cls1.3"), last))
     deploy = DeployVanillaNet(arch).eval()
     deploy.load_state_dict(merged)
+    return deploy
+
+
+def usual_flow(ckpt: str, out: str) -> None:
+    """What a user does today."""
+    import onnx
+    import onnxsim
+    import torch
+
+    from vntools.models.vanillanet import VanillaNet, initialize
+
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(ckpt, map_location="cpu", weights_only=True)
+    arch = ARCHITECTURES[content["args"].model]
+    network = VanillaNet(arch).eval()
+    # What making the released network does: PyTorch's own draw, then a truncated normal one.
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.Conv2d.reset_parameters(part)
+    initialize(network, generator=torch.Generator())
+    network.load_state_dict(content["model_ema"])
+    deploy = merged_module(arch, network.state_dict())
     del network, content
     torch.onnx.export(
         deploy,

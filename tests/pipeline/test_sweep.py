@@ -68,6 +68,15 @@ def test_limits_give_a_floor(work: Path, invoke: Invoke) -> None:
     assert "over floor" in invoke(*words, "--batch", "1,2").stdout
 
 
+def test_layers_have_floors(work: Path, invoke: Invoke) -> None:
+    words = ("--dump-profile", "--peak", "0.1", "--bandwidth", "10")
+    result = invoke("bench", "net.onnx", *QUICK, *words, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    known = sum(layer["floor_ms"] or 0 for layer in found["layers"])
+    assert known == pytest.approx(found["floor"]["layered_ms"], rel=0.3)
+
+
 def test_noise_and_time_limit(work: Path, invoke: Invoke) -> None:
     words = ("--max-noise", "0.0001%", "--time-limit", "0.1")
     result = invoke("bench", "net.onnx", *QUICK, *words)
@@ -102,9 +111,47 @@ def test_slower_fails_after_the_result(work: Path, invoke: Invoke) -> None:
     assert invoke("bench", *small, "--against", large[0], *CPU, *words).exit_code == 0
 
 
+def test_results_of_two_runs(work: Path, invoke: Invoke) -> None:
+    for name in ("a.json", "b.json"):
+        Path(name).write_text(invoke("bench", "net.onnx", *QUICK, "--json").stdout)
+    result = invoke("bench", "a.json", "--against", "b.json", "--same", "90%", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert set(found["results"]) == {"a.json", "b.json"}
+    relation = found["relations"]["b.json"]
+    assert relation["low"] <= relation["ratio"] <= relation["high"]
+
+    slow = json.loads(Path("a.json").read_text())
+    times = slow["latency_ms"]
+    slow["latency_ms"] |= {
+        "median": 9 * times["median"],
+        "median_interval": [9 * ms for ms in times["median_interval"]],
+    }
+    Path("slow.json").write_text(json.dumps(slow))
+    words = ("bench", "slow.json", "--against", "b.json", "--fail-if", "slower")
+    result = invoke(*words)
+    assert result.exit_code == 1
+    assert "error[bench.slower]" in result.stderr
+    assert "faster" in result.stdout
+
+    slow["environment"]["versions"]["numpy"] = "0"
+    Path("slow.json").write_text(json.dumps(slow))
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert "error[bench.unlike]" in result.stderr
+    assert "versions.numpy" in result.stderr
+
+    Path("slow.json").write_text("{}")
+    result = invoke(*words)
+    assert result.exit_code == 65
+    assert "'slow.json'" in result.stderr
+    assert "error[bench.record]" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
+        (["net.json", "--against", "net.onnx"], "bench.against"),
         (["net.onnx", "net.pth"], "bench.artifact"),
         (["net.onnx", "--fail-if", "slower"], "bench.against"),
         (["net.onnx", "--against", "net.pth", "--batch", "1,2"], "bench.against"),

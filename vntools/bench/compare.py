@@ -9,6 +9,7 @@ __all__ = [
     "Verdict",
     "compare",
     "relate",
+    "require_not_slower",
     "verdict",
 ]
 
@@ -40,12 +41,6 @@ class Verdict(StrEnum):
     SLOWER = "slower"
     SAME = "same"
     UNCLEAR = "unclear"
-
-    @property
-    def reverse(self) -> Verdict:
-        """The same with the sides exchanged."""
-        opposite = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
-        return opposite.get(self, self)
 
 
 def verdict(low: float, high: float, *, same: float) -> Verdict:
@@ -129,22 +124,15 @@ class Comparison:
         readings = self.telemetry.readings
         return tuple(sorted({text for reading in readings for text in slowdown(reading)}))
 
-    def require(self, fail_if: Verdict) -> None:
-        """Accept the first contender, unless it is ``fail_if`` than (or as) another one.
+    def require_not_slower(self) -> None:
+        """Accept the first contender unless another one is faster.
 
         Raises:
-            CheckFailed: ``bench.slower``, or another verdict.
+            CheckFailed: ``bench.slower``.
         """
         first, *others = self.contenders
-        for other in others:
-            found = other.relation
-            if found is not None and found.verdict.reverse is fail_if:
-                raise CheckFailed(
-                    f"bench.{fail_if}",
-                    f"{first.name!r} against {other.name!r} is {fail_if}: "
-                    f"{1 / found.ratio:.3f} times its latency "
-                    f"(95 %: {1 / found.high:.3f} to {1 / found.low:.3f})",
-                )
+        related = {c.name: c.relation for c in others if c.relation is not None}
+        require_not_slower(first.name, related)
 
     def to_record(self, *, samples: bool = False) -> dict[str, Any]:
         """JSON-ready; with ``samples`` every query too."""
@@ -186,6 +174,22 @@ class Comparison:
             "telemetry": self.telemetry.to_record(),
             "environment": self.environment,
         }
+
+
+def require_not_slower(first: str, relations: Mapping[str, Relation]) -> None:
+    """Accept ``first`` unless one of those related to it is faster.
+
+    Raises:
+        CheckFailed: ``bench.slower``.
+    """
+    for name, found in relations.items():
+        if found.verdict is Verdict.FASTER:
+            raise CheckFailed(
+                "bench.slower",
+                f"{first!r} against {name!r} is slower: "
+                f"{1 / found.ratio:.3f} times its latency "
+                f"(95 %: {1 / found.high:.3f} to {1 / found.low:.3f})",
+            )
 
 
 def compare(

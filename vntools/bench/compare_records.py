@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-__all__ = ["compare_records"]
+__all__ = ["compare_records", "is_record", "read_record"]
 
+import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vntools.base.artifacts import read_input
 from vntools.base.errors import DataFault, UsageFault, first_three
 from vntools.bench.compare import Relation, verdict
 
 # Settings that change what a query is; the others say how long was measured.
 _SETTINGS = ("transfers", "spin", "streams", "overlap")
+
+
+def is_record(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a JSON document; plans, ONNX files and checkpoints are none."""
+    try:
+        with open(path, "rb") as f:
+            return f.read(1) == b"{"
+    except (OSError, ValueError):
+        return False
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The document that ``vntools bench --json`` printed for one artifact and one batch.
+
+    Raises:
+        DataFault: ``bench.record``: another document.
+        NoInput, NoPermission: as :func:`vntools.base.artifacts.read_input`.
+    """
+    try:
+        record = json.loads(read_input(path))
+    except (ValueError, RecursionError) as e:
+        raise DataFault("bench.record", "not a JSON document", path=path) from e
+    if not isinstance(record, dict) or "latency_ms" not in record:
+        raise DataFault(
+            "bench.record",
+            "not the result of one artifact at one batch",
+            hint="write one: vntools bench FILE --json",
+            path=path,
+        )
+    return record
 
 
 def compare_records(

@@ -69,6 +69,7 @@ class Layer:
         read_bytes: of activations.
         written_bytes: of activations.
         operations: two for each multiply-add.
+        makes: names of the values that its nodes make.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Layer:
     read_bytes: int
     written_bytes: int
     operations: int
+    makes: tuple[str, ...] = ()
 
     @property
     def moved_bytes(self) -> int:
@@ -268,6 +270,7 @@ def _layer(group: _Group, dims: Dims) -> Layer:
         sum(_size(v, dims) for v in group.reads),
         sum(_size(v, dims) for v in group.writes),
         sum(2 * _macs(n, dims) for n in multiplying),
+        tuple(v.name for n in group.nodes for v in n.outputs if v.name),
     )
 
 

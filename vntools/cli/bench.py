@@ -6,6 +6,7 @@ __all__ = ["command"]
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,8 @@ def _run(console: Console, given: dict[str, Any]) -> _Result:
         return _suite(console, given, options)
     if given["device_dir"] is not None:
         raise UsageFault("bench.suite", "--device-dir goes with --suite")
+    if given["against"] and _are_results(given):
+        return _from_files(given)
     artifacts = _artifacts(given)
     if given["against"]:
         return _side_by_side(console, given, options, artifacts)
@@ -276,7 +279,6 @@ def _side_by_side(
     artifacts: dict[str, Artifact],
 ) -> _Result:
     """Compare the first with the others."""
-    from vntools.bench.compare import Verdict
     from vntools.pipeline.side_by_side import side_by_side
     from vntools.report.comparison import comparison_text
 
@@ -288,11 +290,52 @@ def _side_by_side(
     failure = None
     if given["fail_if"] is not None:
         try:
-            done.require(Verdict(given["fail_if"]))
+            done.require_not_slower()
         except CheckFailed as e:
             failure = e
     record = done.to_record(samples=given["samples"])
     return " against ".join(artifacts), record, comparison_text(done), failure
+
+
+def _are_results(given: dict[str, Any]) -> bool:
+    """Whether what is to be compared was measured before.
+
+    Raises:
+        UsageFault: ``bench.against``: some of it was.
+    """
+    from vntools.bench.compare_records import is_record
+
+    named = [given[kind] for kind in _KINDS if given[kind] is not None]
+    results = [is_record(file) for file in (*named, *given["files"], *given["against"])]
+    if any(results) and not all(results):
+        raise UsageFault("bench.against", "a result is compared with results only")
+    return all(results)
+
+
+def _from_files(given: dict[str, Any]) -> _Result:
+    """Compare results that were measured apart, if their environments are alike."""
+    from vntools.bench.compare import require_not_slower
+    from vntools.bench.compare_records import compare_records, read_record
+    from vntools.report.comparison import relations_text
+
+    first, *others = [*given["files"], *given["against"]]
+    records = {name: read_record(name) for name in (first, *others)}
+    found = {
+        name: compare_records(records[first], records[name], same=given["same"] / 100)
+        for name in others
+    }
+    failure = None
+    if given["fail_if"] is not None:
+        try:
+            require_not_slower(first, found)
+        except CheckFailed as e:
+            failure = e
+    medians = {name: record["latency_ms"]["median"] for name, record in records.items()}
+    document = {
+        "results": medians,
+        "relations": {name: asdict(relation) for name, relation in found.items()},
+    }
+    return " against ".join(records), document, relations_text(medians, found), failure
 
 
 def _suite(console: Console, given: dict[str, Any], options: BenchOptions) -> _Result:

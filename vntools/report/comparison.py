@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["comparison_text"]
+__all__ = ["comparison_text", "relations_text"]
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vntools.base.errors import printable
 from vntools.report.table import table
 
 if TYPE_CHECKING:
-    from vntools.bench.compare import Comparison, Contender
+    from vntools.bench.compare import Comparison, Contender, Relation
 
 
 def comparison_text(done: Comparison) -> str:
@@ -22,17 +23,38 @@ def comparison_text(done: Comparison) -> str:
         f"batch {done.options.batch}, in one process, {rounds} rounds in random order, "
         f"{queries} queries, {_transfers(done)}same within {done.same:.2%}; {done.ended}"
     )
-    rows = [("", "median ms", "ratio", "95 % interval", f"than {printable(first.name)}")]
-    rows += [_row(c) for c in done.contenders]
+    medians = {c.name: c.median_ms for c in done.contenders}
+    relations = {c.name: c.relation for c in done.contenders if c.relation is not None}
     return "\n".join(
         [
             *(f"{printable(c.name)}: {_protocol(c)}" for c in done.contenders),
             how,
             "",
-            table(rows, align="<>>><"),
+            relations_text(medians, relations),
             *_warnings(done),
         ]
     )
+
+
+def relations_text(medians_ms: Mapping[str, float], relations: Mapping[str, Relation]) -> str:
+    """A row for each name: its median, and how it relates to the first."""
+    first, *others = medians_ms
+    rows = [
+        ("", "median ms", "ratio", "95 % interval", f"than {printable(first)}"),
+        (printable(first), f"{medians_ms[first]:.4g}", "1", "", ""),
+    ]
+    for name in others:
+        found = relations[name]
+        rows.append(
+            (
+                printable(name),
+                f"{medians_ms[name]:.4g}",
+                f"{found.ratio:.3f}",
+                f"{found.low:.3f} to {found.high:.3f}",
+                str(found.verdict),
+            )
+        )
+    return table(rows, align="<>>><")
 
 
 def _warnings(done: Comparison) -> list[str]:
@@ -55,11 +77,3 @@ def _protocol(c: Contender) -> str:
         *([f"on {d['gpu']['name']}"] if "gpu" in d else []),
     ]
     return ", ".join(parts)
-
-
-def _row(c: Contender) -> tuple[str, str, str, str, str]:
-    median, found = f"{c.median_ms:.4g}", c.relation
-    if found is None:
-        return (printable(c.name), median, "1", "", "")
-    interval = f"{found.low:.3f} to {found.high:.3f}"
-    return (printable(c.name), median, f"{found.ratio:.3f}", interval, str(found.verdict))
