@@ -86,9 +86,10 @@ def one_network(name: str, duration_s: float) -> dict[str, Any]:
             out = Path(folder, f"{graph}.onnx")
             export(ExportOptions(ckpt, out, merge=graph == "exported"), console)
             graphs[graph] = out.read_bytes()
-    raw = onnx.load_from_string(graphs["training"])
+    raw: Any = onnx.load_from_string(graphs["training"])
+    slimmed: Any = onnxslim.slim(raw)
     graphs["onnxsim"] = onnxsim.simplify(raw)[0].SerializeToString()
-    graphs["onnxslim"] = onnxslim.slim(raw).SerializeToString()
+    graphs["onnxslim"] = slimmed.SerializeToString()
     network = to_module(checkpoint)
     merged = merged_module(ARCHITECTURES[name], network.state_dict())
     runners: dict[str, Runner] = {}

@@ -168,7 +168,7 @@ def test_results_of_two_runs(work: Path, invoke: Invoke) -> None:
         (["net.onnx", "--runner", "torch"], "bench.runner"),
         (["net.onnx", "--suite", "table1"], "bench.suite"),
         (["net.onnx", "--device-dir", "d"], "bench.suite"),
-        (["--suite", "table1", "--device-dir", "d", "--limit", "t4"], "bench.suite"),
+        (["--suite", "table1", "--device-dir", "d", "--dump-profile"], "bench.suite"),
         (["net.onnx", "--against", "net.pth", "--limit", "t4"], "bench.against"),
     ],
 )

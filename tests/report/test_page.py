@@ -28,6 +28,13 @@ MEASURED: dict[str, Any] = {
     ],
     "environment": {"versions": {"numpy": "2"}},
 }
+FLOOR = {
+    "device": {"name": "T4"},
+    "floor_ms": 0.5,
+    "layered_ms": 0.7,
+    "binds": "memory",
+    "median_over_floor": 3.0,
+}
 COMPARED: dict[str, Any] = {
     "rounds": 12,
     "contenders": [
@@ -107,6 +114,7 @@ def read(record: dict[str, Any]) -> tuple[str, Outline]:
         (COMPARED, 1, ["0.700 to 0.900", "faster", "12 rounds"]),
         (SUITE, 1, ["vanillanet_5", "0.27", "failed", "not an ONNX model"]),
         (MEASURED | {"samples": {}, "layers": []}, 0, ["1.5"]),
+        (MEASURED | {"floor": FLOOR}, 2, ["Floor on T4: 0.5 ms, memory binds", "3 times"]),
     ],
 )
 def test_what_stands_on_it(record: dict[str, Any], pictures: int, words: list[str]) -> None:

@@ -255,11 +255,12 @@ def _measure(
     return artifact.path.name, records[0], "\n".join(lines), None
 
 
-def _of_one(given: dict[str, Any]) -> list[str]:
-    """The options given that are of a measurement alone."""
-    files = ("export_times", "export_profile", "export_layer_info")
-    limits = ("limit", "peak", "bandwidth", "measure_peak")
-    names = ("dump_profile", *files, *limits)
+_FILES = ("dump_profile", "export_times", "export_profile", "export_layer_info")
+_LIMITS = ("limit", "peak", "bandwidth", "measure_peak")
+
+
+def _said(given: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Which of these options were given."""
     return ["--" + name.replace("_", "-") for name in names if given[name]]
 
 
@@ -282,7 +283,7 @@ def _side_by_side(
     from vntools.pipeline.side_by_side import side_by_side
     from vntools.report.comparison import comparison_text
 
-    wrong = _of_one(given)
+    wrong = _said(given, (*_FILES, *_LIMITS))
     if wrong or len(given["batches"]) > 1 or options.streams > 1:
         wrong = wrong or ["several batches or streams"]
         raise UsageFault("bench.against", f"--against does not go with {', '.join(wrong)}")
@@ -344,7 +345,7 @@ def _suite(console: Console, given: dict[str, Any], options: BenchOptions) -> _R
     from vntools.pipeline.suite import SuiteOptions, run_suite
     from vntools.report.suite import suite_text
 
-    wrong = _of_one(given)
+    wrong = _said(given, _FILES)
     if given["device_dir"] is None or given["files"] or given["against"] or wrong:
         also = f", nor {', '.join(wrong)}" if wrong else ""
         raise UsageFault("bench.suite", f"a suite takes --device-dir and no files{also}")

@@ -91,6 +91,7 @@ def _measurement(draw: Draw, record: Record) -> list[str]:
         f'<p class="protocol">{html.escape(record["protocol"])}</p>',
         "<p>{throughput_qps:.1f} queries a second, {images_per_s:.1f} images a second; "
         "{n_queries} queries.</p>".format_map(record),
+        _against_floor(record),
         _table(("ms", *columns), rows),
     ]
     parts += [f"<p>{html.escape(w)}.</p>" for w in record.get("warnings", ())]
@@ -102,15 +103,32 @@ def _measurement(draw: Draw, record: Record) -> list[str]:
     return parts
 
 
+def _against_floor(record: Record) -> str:
+    """The least time, and how far the median is from it."""
+    floor = record.get("floor")
+    if floor is None:
+        return ""
+    return (
+        f"<p>Floor on {html.escape(floor['device']['name'])}: {floor['floor_ms']:.4g} ms, "
+        f"{floor['binds']} binds; layer by layer {floor['layered_ms']:.4g} ms. The median is "
+        f"{floor['median_over_floor']:.3g} times the floor.</p>"
+    )
+
+
 def _histogram(
     draw: Draw, samples: Sequence[float], row: Record, percents: Iterable[str]
 ) -> str:
     figure, axes = _subplots(draw, _HEIGHT)
     axes.hist(samples, bins=min(80, max(10, len(samples) // 20)), color=_SERIES)
+    marks: dict[float, list[str]] = {}
+    nearby = (max(samples) - min(samples)) / 50  # where labels would lie on each other
     for name in ("median", *percents):
+        at = next((ms for ms in marks if abs(ms - row[name]) <= nearby), row[name])
+        marks.setdefault(at, []).append(name)
         axes.axvline(row[name], color=_LIMIT, linewidth=1)
+    for at, names in marks.items():
         axes.text(
-            row[name], 0.98, f" {name}", color=_LIMIT, rotation=90, va="top", fontsize=8,
+            at, 0.98, f" {', '.join(names)}", color=_LIMIT, rotation=90, va="top", fontsize=8,
             transform=axes.get_xaxis_transform(),
         )  # fmt: skip
     axes.set_xlabel("latency, ms")
