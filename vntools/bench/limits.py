@@ -27,17 +27,9 @@ if TYPE_CHECKING:
 MEMORY, COMPUTE = "memory", "compute"
 
 
-@dataclass(frozen=True)
-class LayerFloor:
-    """The least time of a layer.
+class _Bounds:
+    """Two least times of one thing, of which the longer binds."""
 
-    Attributes:
-        layer: what it does.
-        memory_ms: its bytes over the bandwidth.
-        compute_ms: its operations over the peak of its precision.
-    """
-
-    layer: Layer
     memory_ms: float
     compute_ms: float
 
@@ -51,6 +43,21 @@ class LayerFloor:
         """``memory`` or ``compute``, whichever takes longer."""
         return MEMORY if self.memory_ms >= self.compute_ms else COMPUTE
 
+
+@dataclass(frozen=True)
+class LayerFloor(_Bounds):
+    """The least time of a layer.
+
+    Attributes:
+        layer: what it does.
+        memory_ms: its bytes over the bandwidth.
+        compute_ms: its operations over the peak of its precision.
+    """
+
+    layer: Layer
+    memory_ms: float
+    compute_ms: float
+
     def to_record(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -63,7 +70,7 @@ class LayerFloor:
 
 
 @dataclass(frozen=True)
-class Floor:
+class Floor(_Bounds):
     """The least time of a graph at a batch on a device.
 
     Attributes:
@@ -79,16 +86,6 @@ class Floor:
     memory_ms: float
     compute_ms: float
     per_layer: tuple[LayerFloor, ...]
-
-    @property
-    def ms(self) -> float:
-        """The bound of the network."""
-        return max(self.memory_ms, self.compute_ms)
-
-    @property
-    def binds(self) -> str:
-        """``memory`` or ``compute``, whichever takes longer."""
-        return MEMORY if self.memory_ms >= self.compute_ms else COMPUTE
 
     @property
     def bytes(self) -> int:

@@ -238,6 +238,7 @@ def _make_baseline(name: str, path: Path) -> None:
                 output_names=["logits"],
                 dynamo=True,
                 external_data=False,
+                verbose=False,
             )
         except Exception as e:
             why = (str(e).splitlines() or [type(e).__name__])[0][:200]
