@@ -1,8 +1,9 @@
 """The file of a checkpoint: looked over before torch reads it, and mapped rather than read.
 
-``torch.load(weights_only=True)`` alone checks neither sizes nor CRCs, and allows globals that
-return uninitialised memory. So the zip directory and the names in the pickle are checked
-first. Weights stay on disk until they are used, and are then held against the file's CRCs.
+``torch.load(weights_only=True)`` alone checks neither sizes nor CRCs, and a small pickle can
+make it allocate without bound. So the zip directory and the pickle are checked first. Weights
+stay on disk until they are used, and are then held against the file's CRCs. Torch is given the
+file that was checked, by its descriptor: another that takes its name meanwhile is not seen.
 """
 
 from __future__ import annotations
@@ -11,41 +12,25 @@ __all__ = ["Archive", "open_archive"]
 
 import argparse
 import os
-import pickletools
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import torch
 
-from vntools.base.artifacts import require_file
-from vntools.base.errors import DataFault, from_os_error
+from vntools.base.artifacts import identity, open_regular
+from vntools.base.errors import DataFault, about
+from vntools.models.pickle_program import StorageClaim, check_pickle
+from vntools.models.safetensors_file import is_safetensors, read_safetensors
+from vntools.models.zip_directory import Record, read_records
 
+_MAX_BYTES = 8 << 30
 _MAX_PICKLE_BYTES = 64 << 20
-_DTYPES = (
-    "Float",
-    "Half",
-    "BFloat16",
-    "Double",
-    "Long",
-    "Int",
-    "Short",
-    "Char",
-    "Byte",
-    "Bool",
-)
-_ALLOWED_GLOBALS = {
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "argparse.Namespace",
-    *(f"torch.{dtype}Storage" for dtype in _DTYPES),
-}
-# Opcodes that import or call by other ways than GLOBAL and REDUCE; torch.save writes none.
-_REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "INST", "NEWOBJ_EX", "OBJ", "STACK_GLOBAL"}
 _DAMAGED = "the file is damaged (fetch it again), or was saved without checksums"
 _RESAVE = 're-save the weights alone: torch.save({"model": state_dict}, ...)'
 
@@ -57,54 +42,86 @@ class Archive:
     Attributes:
         path: the file.
         content: what was saved; tensors read their bytes when they are used.
-        records: (size in bytes, CRC-32) of every record of the file.
+        metadata: what a safetensors file says of its weights; None for a file of torch.save,
+            which has that in ``content``.
+        identity: of the open file that it was read from; see
+            :func:`vntools.base.artifacts.identity`.
+        records: (size in bytes, CRC-32) of every record, by the offset of its data in the
+            file; a safetensors file has none.
     """
 
     path: Path
     content: object
-    records: frozenset[tuple[int, int]]
+    identity: tuple[int, ...]
+    metadata: Mapping[str, object] | None = None
+    records: Mapping[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
 
-    def check_storage(self, name: str, tensor: torch.Tensor) -> None:
-        """Hold the stored bytes of a tensor against the CRCs of the file's records.
+    def check_storages(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Hold the stored bytes of tensors against the CRCs of their records, if any.
 
-        A storage that claims another size than its record has matches no CRC either.
+        Each by its place in the file: records of zeros, which damage makes too, are many.
 
         Raises:
             DataFault: ``ckpt.crc``.
         """
-        raw = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
-        if (raw.size, zlib.crc32(raw.data)) not in self.records:
-            raise DataFault(
-                "ckpt.crc",
-                f"the bytes of {name} fail their CRC",
-                hint=_DAMAGED,
-            )
+        storages = {t.untyped_storage().data_ptr(): (n, t) for n, t in tensors.items()}
+        if not self.records or not storages:
+            return
+        start = _file_start(next(iter(storages)))
+
+        def check(address: int) -> None:
+            name, tensor = storages[address]
+            raw = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
+            if (raw.size, zlib.crc32(raw.data)) != self.records.get(address - start):
+                what = f"the bytes of {name} fail their CRC"
+                raise DataFault("ckpt.crc", what, hint=_DAMAGED)
+
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(check, storages))
 
 
-def open_archive(path: str | os.PathLike[str]) -> Archive:
-    """Check a file that torch.save wrote, and map it.
+def _file_start(address: int) -> int:
+    """Where in memory the mapped file starts of which ``address`` is a part."""
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            span, _, offset = line.split()[:3]
+            begin, end = (int(a, 16) for a in span.split("-"))
+            if begin <= address < end:
+                return begin - int(offset, 16)
+    raise DataFault("ckpt.format", "its tensors are not mapped from the file")
+
+
+def open_archive(
+    path: str | os.PathLike[str], metadata: frozenset[str] = frozenset()
+) -> Archive:
+    """Check a file that torch.save wrote, or a safetensors file, and map it.
+
+    Args:
+        path: the file, told by its content.
+        metadata: the fields of a safetensors file's ``__metadata__`` that are wanted.
 
     Raises:
         NoInput: absent, or no regular file.
         NoPermission: unreadable.
         DataFault: ``ckpt.empty``, ``.truncated``, ``.format``, ``.legacy``, ``.compressed``,
-            ``.zip_layout``, ``.record``, ``.crc`` or ``.unsafe``.
+            ``.zip_layout``, ``.record``, ``.crc``, ``.unsafe``, ``.too_big``; of a
+            safetensors file also ``.tensor`` and ``.args``.
     """
-    source = require_file(path)
-    try:
-        with source.open("rb") as file:
-            _check_kind(file)
-            records = _check_records(file)
-        return Archive(source, _map(source), records)
-    except OSError as e:
-        raise from_os_error(e, path, writing=False) from e
-    except DataFault as e:
-        raise DataFault(e.code, e.message, hint=e.hint, path=path) from e
+    with open_regular(path) as file, about(path):
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > _MAX_BYTES:
+            raise DataFault("ckpt.too_big", "is larger than 8 GiB", hint=_RESAVE)
+        head = file.read(1024)
+        if is_safetensors(head):
+            tensors, said = read_safetensors(file, metadata)
+            return Archive(Path(path), tensors, identity(file), said)
+        _require_zip(head)
+        records = _check_records(file, size_bytes)
+        return Archive(Path(path), _map(file), identity(file), records=records)
 
 
-def _check_kind(file: IO[bytes]) -> None:
+def _require_zip(head: bytes) -> None:
     """Tell a zip archive from what is often found in its place."""
-    head = file.read(1024)
     text = head.lstrip().lower()
     if head.startswith(b"PK\x03\x04"):
         return
@@ -121,20 +138,26 @@ def _check_kind(file: IO[bytes]) -> None:
             "is in the format of torch before 1.6, which has no checksums",
             hint="re-save it with a newer torch",
         )
-    raise DataFault("ckpt.format", "is not a checkpoint that torch.save wrote")
+    raise DataFault("ckpt.format", "is neither of torch.save nor safetensors")
 
 
-def _check_records(file: IO[bytes]) -> frozenset[tuple[int, int]]:
-    """(size, CRC-32) of every record, once the zip directory and the pickle look sane."""
-    size_bytes = os.fstat(file.fileno()).st_size
+def _check_records(file: IO[bytes], size_bytes: int) -> dict[int, tuple[int, int]]:
+    """(size, CRC-32) of every record by its offset, once directory and pickle look sane."""
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            _check_layout(entries, size_bytes)
-            pickle = next(e for e in entries if e.filename.endswith("/data.pkl"))
+            records = {r.name: r for r in read_records(archive, file, size_bytes)}
+            if "constants.pkl" in records:
+                raise DataFault("ckpt.unsafe", "is a TorchScript program", hint=_RESAVE)
+            if "data.pkl" not in records:
+                raise DataFault("ckpt.format", "is a zip archive, but not one of torch.save")
+            pickle = records["data.pkl"].entry
             if pickle.file_size > _MAX_PICKLE_BYTES:
-                raise DataFault("ckpt.zip_layout", "its pickle is larger than 64 MiB")
-            _check_globals(archive.read(pickle))
+                what = "its pickle is larger than 64 MiB"
+                raise DataFault("ckpt.too_big", what, hint=_RESAVE)
+            order = records.get("byteorder")
+            if order is not None and archive.read(order.entry) != b"little":
+                raise DataFault("ckpt.record", "its byte order is not little")
+            _check_claims(check_pickle(archive.read(pickle)), records)
     except zipfile.BadZipFile as e:
         if "CRC" in str(e):
             raise DataFault("ckpt.crc", "its pickle fails its CRC", hint=_DAMAGED) from e
@@ -142,45 +165,24 @@ def _check_records(file: IO[bytes]) -> frozenset[tuple[int, int]]:
         raise DataFault("ckpt.truncated", why, hint="fetch it again") from e
     except (NotImplementedError, ValueError, EOFError, struct.error, RuntimeError) as e:
         raise DataFault("ckpt.zip_layout", "its zip directory is damaged") from e
-    return frozenset((e.file_size, e.CRC) for e in entries)
+    return {r.offset: (r.entry.file_size, r.entry.CRC) for r in records.values()}
 
 
-def _check_layout(entries: list[zipfile.ZipInfo], size_bytes: int) -> None:
-    """Records are stored as they are, each once, inside the file and inside the archive."""
-    names = [e.filename for e in entries]
-    for e in entries:
-        if e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1:
-            why = f"record {e.filename} is compressed or encrypted"
-            raise DataFault("ckpt.compressed", why, hint="re-save it with torch.save")
-        if e.file_size != e.compress_size or e.header_offset + e.file_size > size_bytes:
-            raise DataFault("ckpt.record", f"record {e.filename} does not fit into the file")
-        if e.filename.startswith("/") or ".." in e.filename.split("/"):
-            raise DataFault("ckpt.zip_layout", f"record name {e.filename} leaves the archive")
-    if len(set(names)) != len(names) or sum(n.endswith("/data.pkl") for n in names) != 1:
-        raise DataFault("ckpt.zip_layout", "has a record twice, or not just one data.pkl")
-    if sum(e.file_size for e in entries) > size_bytes:
-        raise DataFault("ckpt.record", "its records overlap")
+def _check_claims(claims: frozenset[StorageClaim], records: dict[str, Record]) -> None:
+    """Every storage that the pickle asks for is a record of just that size."""
+    for claim in claims:
+        record = records.get(f"data/{claim.key}")
+        has = "is not in the file" if record is None else f"has {record.entry.file_size} bytes"
+        if record is None or record.entry.file_size != claim.size_bytes:
+            what = f"record data/{claim.key[:50]} should have {claim.size_bytes} bytes"
+            raise DataFault("ckpt.record", f"{what}, but {has}", hint="fetch it again")
 
 
-def _check_globals(pickle: bytes) -> None:
-    """Refuse a pickle that names anything beyond tensors, dicts and argparse.Namespace."""
-    try:
-        for opcode, argument, _ in pickletools.genops(pickle):
-            found = ""
-            if opcode.name == "GLOBAL":
-                found = str(argument).replace(" ", ".")
-            elif opcode.name in _REFUSED_OPCODES:
-                found = f"something by the pickle opcode {opcode.name}"
-            if found and found not in _ALLOWED_GLOBALS:
-                raise DataFault("ckpt.unsafe", f"asks to import {found}", hint=_RESAVE)
-    except (ValueError, IndexError) as e:
-        raise DataFault("ckpt.format", "its pickle is damaged") from e
-
-
-def _map(path: Path) -> object:
+def _map(file: IO[bytes]) -> object:
+    source = f"/proc/self/fd/{file.fileno()}"
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+            return torch.load(source, mmap=True, weights_only=True, map_location="cpu")
     except OSError:
         raise
     # What torch raises on a damaged pickle has no common class, and advises unsafe loading.

@@ -1,8 +1,9 @@
 """Released-format checkpoints: which weights, which architecture, which lambda.
 
 A file holds the weights under ``model_ema``, ``model``, ``state_dict`` or ``module``, or bare,
-and often ``epoch`` and ``args``. Only the chosen weights are read. Widths come from their
-shapes, strides from ``args`` or a published architecture; what does not agree is refused.
+and often ``epoch`` and ``args``; a safetensors file holds them bare, and those fields in its
+metadata. Only the chosen weights are read. Widths come from their shapes, strides from
+``args`` or a published architecture; what does not agree is refused.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ __all__ = ["Checkpoint", "Form", "load_checkpoint", "require_merged", "to_module
 
 import os
 import re
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from vntools.base.errors import DataFault, UsageFault, about, first_three
 from vntools.models.arch import Architecture, Preprocessing
 from vntools.models.archive import Archive, open_archive
-from vntools.models.inference import Arguments, Form, form_of, infer, read_arguments
+from vntools.models.inference import (
+    ARGUMENTS,
+    Arguments,
+    Form,
+    form_of,
+    infer,
+    read_arguments,
+)
 from vntools.models.schedule import LambdaInfo, lambda_of
 from vntools.models.vanillanet import DeployVanillaNet, VanillaNet
 
@@ -42,6 +49,7 @@ class Checkpoint:
     Attributes:
         state: float32, contiguous, with the names of ``form``; mapped from the file where it
             holds them so. ``num_batches_tracked`` is left out.
+        identity: see :func:`vntools.base.artifacts.identity`.
         key_used: the key whose weights these are; None where they lie bare in the file.
         args: the fields of the file's ``args`` that were read.
         notes: what was chosen or converted, for the user to read.
@@ -49,6 +57,7 @@ class Checkpoint:
     """
 
     path: Path
+    identity: tuple[int, ...]
     arch: Architecture
     form: Form
     state: dict[str, Tensor]
@@ -71,7 +80,7 @@ def load_checkpoint(
     """Load a checkpoint in the released format, or a state dict alone, in either form.
 
     Args:
-        path: a file that torch.save wrote.
+        path: a file that torch.save wrote, or a safetensors file.
         key: the weights to use, instead of ``model_ema`` or else ``model``.
         arch: name of the published architecture, where the file does not tell.
         image_size: pixels; else ``args.input_size``, else the architecture's.
@@ -86,7 +95,7 @@ def load_checkpoint(
             ``ckpt.mixed``, ``ckpt.arch``, ``ckpt.shape``, ``ckpt.classes``, ``ckpt.args``,
             ``ckpt.crc``, ``ckpt.nonfinite``, ``ckpt.overflow``, ``ckpt.variance``.
     """
-    archive = open_archive(path)
+    archive = open_archive(path, ARGUMENTS | {"epoch"})
     with about(path):
         return _interpret(archive, key, arch, image_size, num_classes)
 
@@ -98,29 +107,38 @@ def _interpret(
     image_size: int | None,
     num_classes: int | None,
 ) -> Checkpoint:
-    content = archive.content
+    content = _entries(archive.content)
     used, raw, notes = _choose(content, key)
+    if archive.metadata is not None:
+        # No released file: what it does not tell of deep training is not known.
+        epoch = archive.metadata.get("epoch")
+        args = replace(read_arguments(dict(archive.metadata)), present=False)
+    else:
+        epoch = content.get("epoch")
+        args = read_arguments(content.get("args") if used is not None else None)
     tensors, stripped = _strip_prefixes(_check_tensors(raw))
     notes += [f"dropped the prefix {p!r} from every key" for p in stripped]
     form = form_of(tensors)
-    args = read_arguments(content if used is not None else None)
     arch, why = infer(tensors, form, args, arch_name=arch_name, image_size=image_size)
     if num_classes is not None and num_classes != arch.num_classes:
         raise DataFault(
             "ckpt.classes", f"its head has {arch.num_classes} outputs, not {num_classes}"
         )
     notes += [why] if form == "training" else [why, "already in deploy form"]
-    _check_names_and_shapes(tensors, _skeleton(arch, form))
+    # Without memory: the widths are the file's word until its shapes are known to agree.
+    with torch.device("meta"):
+        _check_names_and_shapes(tensors, _skeleton(arch, form))
     state, warnings = _read(archive, tensors)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}
     if dtypes:
         notes.append(f"converted {' and '.join(sorted(dtypes))} weights to float32")
-    lambda_ = _lambda_info(content if used is not None else None, form, args)
+    lambda_ = _lambda_info(epoch, form, args)
     if lambda_.assumed:
         text = "the file does not say its epoch and decay_epochs; lambda is assumed to be 1"
         warnings.append(("ckpt.lambda_assumed", text))
     return Checkpoint(
         path=archive.path,
+        identity=archive.identity,
         arch=arch,
         form=form,
         state=state,
@@ -173,19 +191,27 @@ def _skeleton(arch: Architecture, form: Form) -> nn.Module:
     return VanillaNet(arch) if form == "training" else DeployVanillaNet(arch)
 
 
-def _choose(
-    content: object, key: str | None
-) -> tuple[str | None, Mapping[object, object], list[str]]:
-    """The key used (None for a bare state dict), the weights under it, and a note."""
-    if not isinstance(content, Mapping):
+def _entries(held: object) -> dict[object, object]:
+    """The items of a dict, whatever attributes the file has given it.
+
+    Raises:
+        DataFault: ``ckpt.format``, it is none.
+    """
+    if not isinstance(held, dict):
         raise DataFault("ckpt.format", "holds no dict of weights")
-    present = [
-        k
-        for k, v in content.items()
-        if isinstance(k, str)
-        and isinstance(v, Mapping)
-        and any(isinstance(x, Tensor) for x in v.values())
-    ]
+    return dict(dict.items(cast("dict[object, object]", held)))
+
+
+def _choose(
+    content: dict[object, object], key: str | None
+) -> tuple[str | None, dict[object, object], list[str]]:
+    """The key used (None for a bare state dict), the weights under it, and a note."""
+    # Each dict once: a file may hold one under a million keys.
+    dicts = {id(v): v for v in content.values() if isinstance(v, dict)}
+    weights = {
+        i for i, v in dicts.items() if any(isinstance(x, Tensor) for x in dict.values(v))
+    }
+    present = [k for k, v in content.items() if isinstance(k, str) and id(v) in weights]
     if key is not None and key not in present:
         listed = first_three(present) or "none, its weights are bare"
         raise UsageFault("ckpt.key", f"has no weights under --key {key}; present: {listed}")
@@ -193,7 +219,7 @@ def _choose(
     if used is not None:
         others = [repr(k) for k in present if k in _WEIGHT_KEYS and k != used]
         also = f" (also present: {', '.join(others)})" if others else ""
-        return used, content[used], [f"using {used!r}{also}"]
+        return used, _entries(content[used]), [f"using {used!r}{also}"]
     if any(isinstance(v, Tensor) for v in content.values()):
         return None, content, ["using the bare state dict"]
     hint = f"--key names one of: {first_three(present)}" if present else ""
@@ -201,12 +227,13 @@ def _choose(
     raise DataFault("ckpt.format", f"has no weights under a known key: {keys}", hint=hint)
 
 
-def _check_tensors(raw: Mapping[object, object]) -> dict[str, Tensor]:
+def _check_tensors(raw: dict[object, object]) -> dict[str, Tensor]:
     """Every entry is a plain tensor of a kind that weights have; no data is touched."""
     tensors: dict[str, Tensor] = {}
     for name, value in raw.items():
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise DataFault("ckpt.keys", f"has a key that names no weight: {str(name)[:50]}")
+            shown = name[:50] if isinstance(name, str) else f"a {type(name).__name__}"
+            raise DataFault("ckpt.keys", f"has a key that names no weight: {shown}")
         if not isinstance(value, Tensor):
             raise DataFault("ckpt.keys", f"{name} is a {type(value).__name__}, not a tensor")
         counter = name.endswith(_COUNTER)
@@ -260,10 +287,9 @@ _FAULTS = {
 }
 
 
-def _read_one(archive: Archive, item: tuple[str, Tensor]) -> tuple[Tensor, dict[str, int]]:
+def _read_one(item: tuple[str, Tensor]) -> tuple[Tensor, dict[str, int]]:
     """A tensor in float32, and how many of its values have which fault."""
     name, stored = item
-    archive.check_storage(name, stored)
     tensor = stored.to(torch.float32).contiguous()
     counts: dict[str, int] = {}
     # A sum is much faster than isfinite, and is finite only if every value is.
@@ -281,9 +307,9 @@ def _read(
     archive: Archive, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     """The weights in float32, every value looked at, and warnings."""
+    archive.check_storages(tensors)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = pool.map(partial(_read_one, archive), tensors.items())
-        read = dict(zip(tensors, results, strict=True))
+        read = dict(zip(tensors, pool.map(_read_one, tensors.items()), strict=True))
     for code, what in _FAULTS.items():
         faulty = [f"{n} ({c[code]})" for n, (_, c) in read.items() if c.get(code)]
         if faulty:
@@ -296,8 +322,7 @@ def _read(
     return {n: t for n, (t, _) in read.items()}, warnings
 
 
-def _lambda_info(content: object, form: Form, args: Arguments) -> LambdaInfo:
+def _lambda_info(epoch: object, form: Form, args: Arguments) -> LambdaInfo:
     if form == "deploy":
         return LambdaInfo(None)
-    epoch = content.get("epoch") if isinstance(content, Mapping) else None
     return lambda_of(epoch, args.decay_epochs, schedule=args.schedule, has_args=args.present)

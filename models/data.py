@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vntools.base.errors import DataFault, NoInput
+from vntools.base.errors import DataFault
 from vntools.base.optional import require
 from vntools.models.arch import Preprocessing
 from vntools.models.images import (
-    SUFFIXES,
     evaluation_view,
+    list_images,
     open_rgb,
     resampling,
     to_input,
@@ -113,11 +113,10 @@ def image_folder(path: str | os.PathLike[str]) -> tuple[Images, Images]:
 
     Raises:
         NoInput: ``data.missing``: no such folder.
-        DataFault: ``data.empty``: a class without images; ``data.classes``: unlike in val.
+        DataFault: ``data.empty``: a class without images; ``data.classes``: unlike in val,
+            images in no class folder, or links to folders, which are not followed.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise NoInput("data.missing", "no such folder", path=path)
     if not ((root / "train").is_dir() and (root / "val").is_dir()):
         return _read_folder(root).split()
     training, test = _read_folder(root / "train"), _read_folder(root / "val")
@@ -127,24 +126,23 @@ def image_folder(path: str | os.PathLike[str]) -> tuple[Images, Images]:
 
 
 def _read_folder(root: Path) -> Images:
-    def by_bytes(path: Path) -> bytes:
-        return os.fsencode(path.name)
-
-    folders = sorted((d for d in root.iterdir() if d.is_dir()), key=by_bytes)
-    files = [
-        (number, file)
-        for number, folder in enumerate(folders)
-        for file in sorted(folder.iterdir(), key=by_bytes)
-        if file.suffix.lower() in SUFFIXES and file.is_file()
-    ]
-    labels = np.array([number for number, _ in files], np.int64)
-    empty = [d.name for number, d in enumerate(folders) if number not in labels]
+    listing = list_images(root)
+    if listing.linked:
+        # A class would be missing, and training would not notice.
+        raise DataFault("data.classes", "links to folders are not followed", path=root)
+    parts = [file.relative_to(root).parts for file in listing.files]
+    if any(len(p) == 1 for p in parts):
+        raise DataFault("data.classes", "images lie in no class folder", path=root)
+    folders = sorted((d.name for d in root.iterdir() if d.is_dir()), key=os.fsencode)
+    empty = sorted(set(folders).difference(p[0] for p in parts))
     if len(folders) < 2 or empty:
         why = f"no image in {empty[0]}" if empty else f"{len(folders)} class folders"
         looked = "two or more folders, each with .jpg, .jpeg or .png files, are needed"
         raise DataFault("data.empty", why, hint=looked, path=root)
-    openers = [partial(open_rgb, file) for _, file in files]
-    return Images(openers, labels, tuple(d.name for d in folders), Preprocessing(224, 0.875))
+    numbers = {name: number for number, name in enumerate(folders)}
+    labels = np.array([numbers[p[0]] for p in parts], np.int64)
+    openers = [partial(open_rgb, file) for file in listing.files]
+    return Images(openers, labels, tuple(folders), Preprocessing(224, 0.875))
 
 
 def _random(

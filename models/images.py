@@ -8,7 +8,6 @@ is calibrated with, verified with and measured on is what others measure on.
 from __future__ import annotations
 
 __all__ = [
-    "SUFFIXES",
     "Listing",
     "evaluation_view",
     "list_images",
@@ -29,12 +28,13 @@ from PIL import Image
 from vntools.base.errors import DataFault, IoFault, NoInput, from_os_error
 from vntools.models.arch import Preprocessing
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_PIXELS = 50_000_000
+_TOO_LARGE = "has more than 50 megapixels"
 _MAX_ASPECT = 20
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH = 24  # byte of the file: behind signature, chunk header, width and height
-_DEEP = 16  # bits a channel, which Pillow clips
+_MAX_WORK = 100 * _MAX_PIXELS
+"""Pixels times scans of a JPEG: some seconds; what is published has about ten scans."""
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,17 @@ class Listing:
         files: JPEG and PNG by suffix, regular files, in the order of their paths' bytes.
         skipped: how many other entries there are: other suffixes, links to folders, pipes,
             links that lead nowhere.
+        linked: how many of these are links to folders.
     """
 
     files: tuple[Path, ...]
     skipped: int
+    linked: int
+
+    def others(self) -> str:
+        """How many are skipped, in words."""
+        links = f", {self.linked} of them links to folders" if self.linked else ""
+        return f"{self.skipped} other files are skipped{links}"
 
     def spread(self, limit: int | None) -> tuple[Path, ...]:
         """At most ``limit`` files, spread evenly over all; None is all."""
@@ -71,7 +78,7 @@ def list_images(folder: Path, *, code: str = "data") -> Listing:
     if not folder.is_dir():
         raise NoInput(f"{code}.missing", "no such folder", path=folder)
     files: list[str] = []
-    skipped, linked, folders = 0, False, [os.fspath(folder)]
+    skipped, linked, folders = 0, 0, [os.fspath(folder)]
     while folders:
         listed = folders.pop()
         try:
@@ -79,19 +86,19 @@ def list_images(folder: Path, *, code: str = "data") -> Listing:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-                    elif entry.name.lower().endswith(SUFFIXES) and os.path.isfile(entry.path):
+                    elif entry.name.lower().endswith(_SUFFIXES) and os.path.isfile(entry.path):
                         files.append(entry.path)
                     else:
                         skipped += 1
-                        linked |= os.path.isdir(entry.path)
+                        linked += os.path.isdir(entry.path)
         except OSError as e:
             raise from_os_error(e, listed, writing=False) from e
     if not files:
         others = f" and {skipped} other files" if skipped else ""
-        why = f"looked for {' '.join(SUFFIXES)}, found 0{others}"
+        why = f"looked for {' '.join(_SUFFIXES)}, found 0{others}"
         hint = "links to folders are not followed" if linked else ""
         raise DataFault(f"{code}.empty", why, hint=hint, path=folder)
-    return Listing(tuple(map(Path, sorted(files, key=os.fsencode))), skipped)
+    return Listing(tuple(map(Path, sorted(files, key=os.fsencode))), skipped, linked)
 
 
 def open_rgb(path: Path) -> Image.Image:
@@ -101,7 +108,7 @@ def open_rgb(path: Path) -> Image.Image:
 
     Raises:
         DataFault: ``data.image``: damaged, not JPEG or PNG, of 16 bits a channel, beyond 50
-            megapixels, or more than 20 times as long as wide.
+            megapixels, more than 20 times as long as wide, or of hundreds of scans.
         IoFault: ``data.vanished``: it is no longer there.
         NoPermission: it cannot be read.
     """
@@ -112,6 +119,8 @@ def open_rgb(path: Path) -> Image.Image:
         raise DataFault("data.image", e.message, path=path) from e
     except FileNotFoundError as e:
         raise IoFault("data.vanished", "it was there and is gone", path=path) from e
+    except Image.DecompressionBombError as e:
+        raise DataFault("data.image", _TOO_LARGE, path=path) from e
     except Exception as e:
         # Pillow's errors on a damaged file have no common class, nor an errno.
         if isinstance(e, OSError) and e.errno:
@@ -124,19 +133,35 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _decoded(file: IO[bytes]) -> Image.Image:
-    head = file.read(_PNG_BIT_DEPTH + 1)
-    if head.startswith(_PNG) and head[-1] == _DEEP:
-        raise DataFault("data.image", "a PNG of 16 bits a channel")
-    file.seek(0)
     with Image.open(file, formats=("JPEG", "PNG")) as image:
         if image.width * image.height > _MAX_PIXELS:
-            raise DataFault("data.image", "has more than 50 megapixels")
+            raise DataFault("data.image", _TOO_LARGE)
         if max(image.size) > _MAX_ASPECT * min(image.size):
             raise DataFault("data.image", f"is {image.width}x{image.height} pixels, too long")
+        if image.format != "PNG" and image.width * image.height * _scans(file) > _MAX_WORK:
+            raise DataFault("data.image", "has too many scans for its size")
+        # The layouts of a PNG's pixels are called such as RGB;16B; Pillow clips what is grey.
+        if any("16" in str(tile.args) for tile in image.tile):
+            raise DataFault("data.image", "a PNG of 16 bits a channel")
         image.load()
         # What is transparent goes with the conversion; Pillow would warn of it.
         image.info.pop("transparency", None)
         return image.convert("RGB")
+
+
+def _scans(file: IO[bytes]) -> int:
+    """Scans of a JPEG, or more: in a scan's own data FF is not followed by DA.
+
+    Each costs a pass over all pixels, whatever its length (libjpeg-turbo's TJPARAM_SCANLIMIT).
+    """
+    at = file.tell()
+    file.seek(0)
+    found, last = 0, b""
+    while block := file.read(_BLOCK_BYTES):
+        found += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(at)
+    return found
 
 
 def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

@@ -7,13 +7,13 @@ published architecture with these widths.
 
 from __future__ import annotations
 
-__all__ = ["Arguments", "Form", "form_of", "infer", "read_arguments"]
+__all__ = ["ARGUMENTS", "Arguments", "Form", "form_of", "infer", "read_arguments"]
 
 import argparse
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeVar, cast
 
 from torch import Tensor
@@ -25,6 +25,8 @@ from vntools.models.schedule import Schedule
 Form = Literal["training", "deploy"]
 _T = TypeVar("_T", bool, int, float, str)
 
+_MAX_NAME = 200  # characters
+_MAX_VALUES = 1 << 26  # of a feature map that a file asks for: the network will be run
 _TRAINING_KEY = re.compile(r"(stem[12]|cls[12]|stages\.\d+\.(conv[12]|act\.bn))\.")
 _DEPLOY_KEY = re.compile(r"(stem|cls|stages\.\d+\.conv)\.|stages\.\d+\.act\.bias$")
 _STAGE = re.compile(r"stages\.(\d{1,6})\.")
@@ -72,13 +74,19 @@ class Arguments:
         return replace(plain, mean=(m0, m1, m2), std=(s0, s1, s2))
 
 
-def read_arguments(content: object) -> Arguments:
-    """The known fields of ``content["args"]``; nothing else of it is looked at.
+ARGUMENTS = frozenset(f.name for f in fields(Arguments)) - {"present"}
+"""The names of the fields of ``args`` that are read."""
+
+
+def read_arguments(held: object) -> Arguments:
+    """The known fields of a file's ``args``; nothing else of it is looked at.
+
+    Args:
+        held: an argparse.Namespace or a dict; of anything else nothing is read.
 
     Raises:
         DataFault: ``ckpt.args``, a field of a type or value that the format does not have.
     """
-    held = content.get("args") if isinstance(content, Mapping) else None
     values = vars(held) if type(held) is argparse.Namespace else held
     if type(values) is not dict:
         return Arguments()
@@ -122,6 +130,8 @@ def read_arguments(content: object) -> Arguments:
 
 def _plausible(args: Arguments) -> Arguments:
     """``args``, if its numbers can be meant."""
+    if args.model is not None and len(args.model) > _MAX_NAME:
+        raise DataFault("ckpt.args", f"args.model has {len(args.model)} characters")
     if args.decay_epochs is not None and args.decay_epochs < 0:
         raise DataFault("ckpt.args", f"args.decay_epochs is {args.decay_epochs}")
     if args.crop_ratio is not None and not 0 < args.crop_ratio <= 1:
@@ -182,11 +192,9 @@ def infer(
 
     Raises:
         UsageFault: ``ckpt.arch_unknown``: several architectures fit, or ``arch_name`` is none
-        of
-            the published; ``ckpt.image_size``: too small for this network.
+            of the published; ``ckpt.image_size``: too small for this network.
         DataFault: ``ckpt.arch``, ``ckpt.keys``, ``ckpt.shape`` or ``ckpt.args``: the shapes
-        are not
-            those of a VanillaNet, or ``args`` says otherwise.
+            are not those of a VanillaNet, or ``args`` says otherwise or cannot be meant.
     """
     told = _tell(tensors, form)
     base, why = _base(told, args, arch_name)
@@ -202,12 +210,26 @@ def infer(
             num_classes=told.num_classes,
             image_size=image_size or args.input_size or base.image_size,
         )
-        arch.map_sizes()
+        _check_cost(arch, told_by_file=image_size is None)
     except ValueError as e:
         if image_size is not None:
             raise UsageFault("ckpt.image_size", str(e)) from e
         raise DataFault("ckpt.args", str(e)) from e
     return arch, f"architecture {arch.name} ({why})"
+
+
+def _check_cost(arch: Architecture, *, told_by_file: bool) -> None:
+    """Refuse maps that a small file cannot mean, whose memory is not in proportion to it.
+
+    Raises:
+        ValueError: what they are.
+    """
+    sizes, image = arch.map_sizes(), arch.image_size
+    if max(sizes) > image:
+        raise ValueError(f"maps of {max(sizes)} pixels, larger than the image of {image}")
+    values = max(3 * image**2, *(s**2 * d for s, d in zip(sizes, arch.dims, strict=True)))
+    if told_by_file and values > _MAX_VALUES:
+        raise ValueError(f"images of {image} pixels, with maps of {values} values")
 
 
 def _tell(tensors: Mapping[str, Tensor], form: Form) -> _Told:

@@ -365,6 +365,12 @@ def test_contradictions_are_refused(
         inferred(arch, args, **options)
 
 
+def test_an_image_too_small_for_the_pools_is_a_wrong_option() -> None:
+    with pytest.raises(UsageFault, match="16") as e:
+        inferred(ARCHITECTURES["vanillanet_5"], Arguments(), image_size=16)
+    assert e.value.code == "ckpt.image_size"
+
+
 def test_shapes_and_args_fill_in_the_rest(checkpoint_file: Files) -> None:
     args = {"stem_stride": 2, "stem_padding": 1, "adaptive": (3, 0), "input_size": 20}
     args |= {"crop_ratio": 1.0, "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}

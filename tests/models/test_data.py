@@ -77,13 +77,32 @@ def test_only_jpeg_and_png_files_count(tmp_path: Path) -> None:
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NoInput):
         image_folder(tmp_path / "absent")
-    for make in (lambda: None, lambda: folder(tmp_path, classes=("cat",))):
-        make()
-        with pytest.raises(DataFault, match="class folders"):
-            image_folder(tmp_path)
+    with pytest.raises(DataFault, match="found 0"):
+        image_folder(tmp_path)
+    folder(tmp_path, classes=("cat",))
+    with pytest.raises(DataFault, match="1 class folders"):
+        image_folder(tmp_path)
     (tmp_path / "dog").mkdir()
     with pytest.raises(DataFault, match="no image in dog"):
         image_folder(tmp_path)
+
+
+def test_folders_are_those_that_eval_takes(tmp_path: Path) -> None:
+    """Any depth below a class; no loose image, and no class behind a link."""
+    folder(tmp_path / "all", classes=("b", "a.b", "a"))
+    picture(tmp_path / "all" / "a" / "more" / "x.png")
+    training, test = image_folder(tmp_path / "all")
+    assert training.classes == ("a", "a.b", "b")
+    assert np.bincount([*training.labels, *test.labels]).tolist() == [6, 5, 5]
+    picture(tmp_path / "all" / "x.png")
+    with pytest.raises(DataFault, match="no class folder") as caught:
+        image_folder(tmp_path / "all")
+    assert caught.value.code == "data.classes"
+    (tmp_path / "all" / "x.png").unlink()
+    (tmp_path / "all" / "c").symlink_to(tmp_path / "all" / "a")
+    with pytest.raises(DataFault, match="links to folders are not followed") as caught:
+        image_folder(tmp_path / "all")
+    assert caught.value.code == "data.classes"
 
 
 def one(path: Path) -> Images:
