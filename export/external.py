@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ExternalFiles"]
+__all__ = ["ExternalFiles", "size_of"]
 
 import contextlib
 import math
@@ -53,7 +53,7 @@ class ExternalFiles:
         location = entries.get("location", "")
         if location not in self.maps:
             self.maps[location] = self._map(location)
-        view, size = self.maps[location], _size(tensor)
+        view, size = self.maps[location], size_of(tensor)
         try:
             offset = int(entries.get("offset", "0"))
             length = int(entries.get("length", str(size)))
@@ -116,7 +116,7 @@ class ExternalFiles:
         return DataFault("onnx.external", f"external data {why}", hint=hint, path=self._path)
 
 
-def _size(tensor: onnx.TensorProto) -> int | None:
+def size_of(tensor: onnx.TensorProto) -> int | None:
     """Bytes of a tensor's elements; None where its type has no fixed size."""
     try:
         kind = ir.DataType(tensor.data_type)

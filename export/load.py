@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Loaded", "load_onnx", "parse_onnx", "refuse_control_flow", "refuse_training"]
+__all__ = ["Loaded", "admit", "load_onnx", "parse_onnx", "parse_stranger", "read_onnx"]
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,14 +14,21 @@ import onnx_ir as ir
 from vntools.base.artifacts import read_input, require_file, sha256_bytes
 from vntools.base.errors import DataFault
 from vntools.export.external import ExternalFiles
-from vntools.export.graph import int_attribute, is_op
+from vntools.export.gate import (
+    check_attributes,
+    check_head,
+    check_numbers,
+    check_sizes,
+    check_tensors,
+    check_text,
+    looks_like,
+    tensors_of,
+)
 from vntools.export.shapes import infer_shapes
 
 if TYPE_CHECKING:
     import onnx
 
-
-_LARGEST_EXTENT = 1 << 31
 _LARGEST_PROTOBUF = (1 << 31) - 1  # bytes
 _LARGEST_INLINED = 1 << 30  # bytes
 
@@ -34,15 +41,12 @@ class Loaded(NamedTuple):
     files: Mapping[str, memoryview]
 
 
-def load_onnx(path: Path) -> Loaded:
-    """A model with shapes inferred and local functions inlined, and where it is from.
-
-    Weights in files beside it are mapped and not copied.
+def read_onnx(path: Path) -> bytes:
+    """The bytes of a file that is no larger than a protobuf message can be.
 
     Raises:
         NoInput, NoPermission: as :func:`vntools.base.artifacts.read_input`.
-        DataFault: as :func:`parse_onnx`; ``onnx.too_big``, where the file itself is beyond the
-            2 GiB that protobuf can hold.
+        DataFault: ``onnx.too_big``.
     """
     size = os.path.getsize(require_file(path))
     if size > _LARGEST_PROTOBUF:
@@ -52,9 +56,49 @@ def load_onnx(path: Path) -> Loaded:
             hint="save it with its weights as external data",
             path=path,
         )
-    data = read_input(path)
+    return read_input(path)
+
+
+def load_onnx(path: Path) -> Loaded:
+    """A model with shapes inferred and local functions inlined, and where it is from.
+
+    Weights in files beside it are mapped and not copied.
+
+    Raises:
+        VntoolsError: as :func:`read_onnx` and :func:`parse_stranger`.
+    """
+    data = read_onnx(path)
     files = ExternalFiles(Path(os.path.realpath(path)).parent, path)
-    return Loaded(parse_onnx(data, path, files=files), sha256_bytes(data), files.maps)
+    return Loaded(parse_stranger(data, path, files=files), sha256_bytes(data), files.maps)
+
+
+def parse_stranger(data: bytes, path: Path, *, files: ExternalFiles | None = None) -> ir.Model:
+    """As :func:`parse_onnx`, and through the rest of the gate: numbers, types, sizes.
+
+    Raises:
+        DataFault: as :func:`parse_onnx`, :func:`vntools.export.gate.check_numbers` and
+            :func:`vntools.export.gate.check_sizes`; ``onnx.invalid``: its types or shapes
+            contradict each other.
+    """
+    model, contradiction = _parsed(data, path, files)
+    check_numbers(model, path)
+    if contradiction:
+        raise DataFault(
+            "onnx.invalid", f"the ONNX checker refuses it: {contradiction}", path=path
+        )
+    check_sizes(model.graph, path)
+    return model
+
+
+def admit(data: bytes, path: Path) -> onnx.ModelProto:
+    """A stranger's model that lies in ``data`` alone, which another library may have then.
+
+    Raises:
+        DataFault: as :func:`parse_onnx` and :func:`vntools.export.gate.check_numbers`.
+    """
+    proto, _, _ = _checked(data, path, None)
+    check_numbers(_deserialized(proto, path), path)
+    return proto
 
 
 def parse_onnx(
@@ -63,10 +107,40 @@ def parse_onnx(
     """The model in ``data``; weights in other files are read from ``files`` only.
 
     Raises:
-        DataFault: ``onnx.empty``, ``onnx.format`` (no protobuf), ``onnx.external`` (weights in
-            other files, and these are not given or not as they must be), ``onnx.attr`` (a
-            stride of 0), ``onnx.invalid`` (the checker refuses it), ``onnx.too_big`` (external
-            tensors in attributes or subgraphs are beyond 1 GiB).
+        DataFault: ``onnx.empty``, ``onnx.format`` (no protobuf), ``onnx.opset``,
+            ``onnx.shape`` (no rank), ``onnx.external`` (weights in other files, and these are
+            not given or not as they must be), ``onnx.tensor``, ``onnx.attr`` (a stride of 0),
+            ``onnx.op`` (sparse tensors), ``onnx.invalid`` (the checker refuses it),
+            ``onnx.too_big`` (external tensors in attributes or subgraphs are beyond 1 GiB).
+    """
+    return _parsed(data, path, files)[0]
+
+
+def _parsed(
+    data: bytes, path: Path | None, files: ExternalFiles | None
+) -> tuple[ir.Model, str]:
+    """As :func:`parse_onnx`, and what :func:`infer_shapes` finds wrong."""
+    proto, held, lent = _checked(data, path, files)
+    model = _deserialized(proto, path)
+    for value in [v for v in model.graph.inputs if v.name in held]:
+        value.const_value = held[value.name or ""]
+        if value.name in lent:
+            model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    if model.functions:
+        _inline(model, path)
+    return model, infer_shapes(model)
+
+
+def _checked(
+    data: bytes, path: Path | None, files: ExternalFiles | None
+) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol], set[str]]:
+    """A model that ONNX's checker and the gate admit; the initializers taken out of it.
+
+    These are inputs in it, if need be of its own: the last are their names.
+
+    Raises:
+        DataFault: as :func:`parse_onnx`.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -77,10 +151,19 @@ def parse_onnx(
     try:
         proto.ParseFromString(data)
     except DecodeError as e:
-        raise DataFault("onnx.format", "not an ONNX model", path=path) from e
-    held = _take_external(proto, files, path)
+        raise DataFault(
+            "onnx.format", f"not an ONNX model{looks_like(data)}", path=path
+        ) from e
     if not proto.graph.node or not proto.graph.output:
         raise DataFault("onnx.invalid", "it holds no graph with nodes and outputs", path=path)
+    check_head(proto, path)
+    check_text(proto, path)
+    nodes = [*proto.graph.node, *(n for f in proto.functions for n in f.node)]
+    if proto.graph.sparse_initializer or any(map(_is_sparse, nodes)):
+        raise DataFault("onnx.op", "it holds sparse tensors", path=path)
+    check_tensors((*proto.graph.initializer, *tensors_of(nodes)), path)
+    check_attributes(nodes, path, {t.name: t.dims for t in proto.graph.initializer})
+    held = _take_external(proto, nodes, files, path)
     lent = _lend(proto.graph, held)
     try:
         onnx.checker.check_model(
@@ -91,21 +174,31 @@ def parse_onnx(
         raise DataFault(
             "onnx.invalid", f"the ONNX checker refuses it: {why}", path=path
         ) from e
-    _check_attributes(proto.graph.node, path)
-    model = ir.serde.deserialize_model(proto)
-    for value in [v for v in model.graph.inputs if v.name in held]:
-        value.const_value = held[value.name or ""]
-        if value.name in lent:
-            model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
-    if model.functions:
-        _inline(model, path)
-    infer_shapes(model)
-    return model
+    return proto, held, lent
+
+
+def _is_sparse(node: onnx.NodeProto) -> bool:
+    return any(
+        a.HasField("sparse_tensor")
+        or a.sparse_tensors
+        or any(g.sparse_initializer or any(map(_is_sparse, g.node)) for g in (a.g, *a.graphs))
+        for a in node.attribute
+    )
+
+
+def _deserialized(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
+    try:
+        return ir.serde.deserialize_model(proto)
+    except Exception as e:
+        why = (str(e.__cause__ or e).splitlines() or [type(e).__name__])[0][:200]
+        raise DataFault("onnx.invalid", f"it cannot be read: {why}", path=path) from e
 
 
 def _take_external(
-    proto: onnx.ModelProto, files: ExternalFiles | None, path: Path | None
+    proto: onnx.ModelProto,
+    nodes: Iterable[onnx.NodeProto],
+    files: ExternalFiles | None,
+    path: Path | None,
 ) -> dict[str, ir.TensorProtocol]:
     """Take the main graph's external initializers out; the others are copied in.
 
@@ -117,9 +210,8 @@ def _take_external(
     def away(tensor: onnx.TensorProto) -> bool:
         return tensor.data_location == onnx.TensorProto.EXTERNAL
 
-    nodes = (*proto.graph.node, *(n for f in proto.functions for n in f.node))
     inner, outer = (
-        list(filter(away, _tensors(nodes))),
+        list(filter(away, tensors_of(nodes))),
         list(filter(away, proto.graph.initializer)),
     )
     if not inner and not outer:
@@ -170,63 +262,3 @@ def _inline(model: ir.Model, path: Path | None) -> None:
         raise DataFault(
             "onnx.invalid", f"its functions cannot be inlined: {why}", path=path
         ) from e
-
-
-def refuse_control_flow(graph: ir.Graph, path: Path) -> None:
-    """Refuse nodes that hold a subgraph: types and kernels are followed in one graph only.
-
-    Raises:
-        DataFault: ``onnx.control_flow``.
-    """
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    for node in graph:
-        if any(a.type in kinds for a in node.attributes.values()):
-            raise DataFault(
-                "onnx.control_flow",
-                f"{node.op_type} {node.name!r} holds a subgraph",
-                path=path,
-            )
-
-
-def refuse_training(graph: ir.Graph, path: Path) -> None:
-    """Refuse a BatchNormalization in training mode, which no engine has.
-
-    Raises:
-        DataFault: ``onnx.bn_training``.
-    """
-    for node in graph:
-        if is_op(node, "BatchNormalization") and int_attribute(node, "training_mode", 0):
-            raise DataFault(
-                "onnx.bn_training",
-                f"BatchNormalization {node.name!r} is in training mode",
-                hint="export the network with model.eval()",
-                path=path,
-            )
-
-
-def _check_attributes(nodes: Iterable[onnx.NodeProto], path: Path | None) -> None:
-    """Extents that no checker looks at and that native code divides by.
-
-    Raises:
-        DataFault: ``onnx.attr``.
-    """
-    for node in nodes:
-        for attribute in node.attribute:
-            numbers = {
-                "group": [attribute.i],
-                **dict.fromkeys(("strides", "dilations", "kernel_shape"), attribute.ints),
-            }.get(attribute.name, ())
-            if any(not 1 <= n < _LARGEST_EXTENT for n in numbers):
-                what = f"{attribute.name} of {node.op_type} {node.name!r}"
-                raise DataFault("onnx.attr", f"{what} is {list(numbers)}", path=path)
-            for part in (attribute.g, *attribute.graphs):
-                _check_attributes(part.node, path)
-
-
-def _tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """Tensors in the attributes of ``nodes`` and in their subgraphs."""
-    for attribute in (a for node in nodes for a in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for part in (attribute.g, *attribute.graphs):
-            yield from part.initializer
-            yield from _tensors(part.node)

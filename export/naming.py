@@ -11,11 +11,14 @@ import onnx_ir as ir
 
 
 def name_nodes(graph: ir.Graph) -> None:
-    """Name what has no name or somebody else's: messages and kernels go by names."""
+    """Name what has no name, somebody else's or one that no terminal should be given.
+
+    Messages, logs and kernels go by names.
+    """
     taken: set[str] = set()
     given = {node.name for node in graph}
     for i, node in enumerate(graph):
-        if not node.name or node.name in taken:
+        if not node.name or not node.name.isprintable() or node.name in taken:
             node.name = f"{node.op_type}_{i}"
             while node.name in given:
                 node.name += "_"

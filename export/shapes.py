@@ -7,6 +7,7 @@ __all__ = ["infer_shapes"]
 import contextlib
 import logging
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -17,23 +18,40 @@ if TYPE_CHECKING:
     import onnx
 
 
-def infer_shapes(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model) -> str:
     """Fill in types and shapes, in subgraphs too; what is known already stays.
 
     By ONNX's own inference; where that leaves something open (a Reshape to a computed shape),
     by ONNX Runtime's symbolic one, which knows fewer operators and more arithmetic.
+
+    Returns:
+        What the checker says of types or shapes that contradict; empty if none do.
     """
     import onnx
 
     light, _ = without_weights(model)
     proto = ir.serde.serialize_model(light)
-    with contextlib.suppress(onnx.shape_inference.InferenceError):
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        _fill(model.graph, proto.graph)
+    contradiction = ""
+    infer = partial(onnx.shape_inference.infer_shapes, proto, data_prop=True)
+    try:
+        proto = infer(check_type=True, strict_mode=True)
+    except _failures() as e:
+        contradiction = " ".join(str(e).split())[:200] or "shape inference failed"
+        with contextlib.suppress(*_failures()):
+            proto = infer()
+    _fill(model.graph, proto.graph)
     if any(_open(value) for node in model.graph for value in node.outputs):
         symbolic = _symbolic(proto)
         if symbolic is not None:
             _fill(model.graph, symbolic.graph)
+    return contradiction
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What ONNX's inference raises; ValueError for a type that is in no tensor."""
+    import onnx
+
+    return onnx.shape_inference.InferenceError, ValueError, RuntimeError
 
 
 def _open(value: ir.Value) -> bool:
