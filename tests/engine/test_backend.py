@@ -107,8 +107,9 @@ def test_an_old_tensorrt_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("call", [load, choose])
 def test_an_unknown_backend(call):
-    with pytest.raises(UsageFault, match="no backend 'trt'"):
+    with pytest.raises(UsageFault, match="no backend 'trt'") as caught:
         call("trt")
+    assert caught.value.code == "engine.backend"
 
 
 @pytest.mark.parametrize(

@@ -196,5 +196,6 @@ def test_the_message_names_three_and_counts_the_rest():
 
 
 def test_an_unknown_precision_is_a_usage_fault():
-    with pytest.raises(UsageFault, match="no precision 'half'"):
+    with pytest.raises(UsageFault, match="no precision 'half'") as caught:
         check_convolutions({"conv": "half"}, [kernel("conv")])
+    assert caught.value.code == "engine.precision_name"

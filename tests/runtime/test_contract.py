@@ -17,6 +17,7 @@ from vntools.base.artifacts import sha256_bytes
 from vntools.base.errors import CheckFailed, DataFault, Unavailable
 from vntools.engine.backend import Backend, choose, gpu_count, load
 from vntools.engine.build import BuildOptions, build
+from vntools.engine.plan import Plan
 from vntools.runtime.base import Runner, TensorSpec
 from vntools.runtime.onnx_runner import OnnxCudaRunner, OnnxRunner, OnnxTensorrtRunner
 from vntools.runtime.openvino_runner import OpenvinoRunner
@@ -28,7 +29,7 @@ from vntools.runtime.trt_runner import PlanRunner
 def _plan(flavour: str) -> Callable[[pytest.FixtureRequest, Any], Runner]:
     def make(request: pytest.FixtureRequest, net: Any) -> Runner:
         trt = request.getfixturevalue("trt")
-        return PlanRunner(b"plan", {"sha256": "0" * 64}, Backend(flavour, "11.4.1", trt))
+        return PlanRunner(Plan(b"plan", {"sha256": "0" * 64}), Backend(flavour, "11.4.1", trt))
 
     return make
 
@@ -36,7 +37,8 @@ def _plan(flavour: str) -> Callable[[pytest.FixtureRequest, Any], Runner]:
 def _real_plan(_: pytest.FixtureRequest, net: Any) -> Runner:
     backend = choose()
     built = build(net.onnx_model(), BuildOptions(backend))
-    return PlanRunner(built.plan, built.record | {"sha256": sha256_bytes(built.plan)}, backend)
+    sidecar = built.record | {"sha256": sha256_bytes(built.plan)}
+    return PlanRunner(Plan(built.plan, sidecar), backend)
 
 
 def needs(package: str) -> pytest.MarkDecorator:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vntools.base.artifacts import sha256_bytes
+from tests.engine.plans import PLAN, sidecar_of
+from vntools.base.artifacts import sha256_bytes, sidecar_path, write_sidecar_bytes
 from vntools.base.errors import (
     DataFault,
     InternalFault,
     NoInput,
-    NoPermission,
     TryLater,
     Unavailable,
     UsageFault,
@@ -28,18 +28,14 @@ from vntools.base.errors import (
 from vntools.bench.measure import BenchOptions, measure
 from vntools.engine.backend import PLAN_MAGIC, Backend, choose
 from vntools.engine.build import BuildOptions, build
+from vntools.engine.plan import SIDECAR_ONLY, Plan, Trust
 from vntools.runtime import trt_runner
 from vntools.runtime.trt_runner import PlanRunner, open_plan
-
-PLAN = b"ftrt" + bytes(range(200))
 
 
 def test_the_magic_is_that_of_a_real_plan(net: Any):
     built = build(net.onnx_model(), BuildOptions(choose("tensorrt-rtx"), max_batch=2))
-    sidecar = built.record | {"schema": 1, "sha256": sha256_bytes(built.plan)}
-    flavour = PLAN_MAGIC[built.plan[:4]]
-    assert flavour == "tensorrt-rtx"
-    trt_runner._check_bytes(built.plan, flavour, sidecar, "net.plan")
+    assert PLAN_MAGIC[built.plan[:4]] == built.record["flavour"] == "tensorrt-rtx"
 
 
 @pytest.mark.gpu
@@ -47,14 +43,13 @@ def test_a_plan_built_here_is_captured_and_replayed(net: Any):
     backend = choose()
     built = build(net.onnx_model(), BuildOptions(backend, max_batch=4))
     x = net.images(3)
-    with PlanRunner(built.plan, {"sha256": sha256_bytes(built.plan)}, backend) as runner:
+    plan = Plan(built.plan, {"sha256": sha256_bytes(built.plan)})
+    with PlanRunner(plan, backend) as runner:
         graphed = runner.run({"input": x})["logits"]
         assert runner.details["cuda_graph"] == "captured"
         with pytest.raises(UsageFault, match="1x3x5x4 to 4x3x5x4"):
             runner.run({"input": net.images(5)})
-    with PlanRunner(
-        built.plan, {"sha256": sha256_bytes(built.plan)}, backend, cuda_graph=False
-    ) as runner:
+    with PlanRunner(plan, backend, cuda_graph=False) as runner:
         assert np.array_equal(runner.run({"input": x})["logits"], graphed)
 
 
@@ -65,24 +60,17 @@ def written(tmp_path: Path) -> Callable[..., Path]:
     def write(plan: bytes = PLAN, *, sidecar: bool = True, **changes: Any) -> Path:
         path = tmp_path / "net.plan"
         path.write_bytes(plan)
-        record = {
-            "schema": 1,
-            "sha256": sha256_bytes(plan),
-            "flavour": "tensorrt",
-            "version": "11.4.1",
-            "precision": "fp16",
-            "compute_capabilities": [80],
-        } | changes
         if sidecar:
-            (tmp_path / "net.plan.json").write_text(json.dumps(record))
+            record = sidecar_of(plan) | changes
+            sidecar_path(path).write_bytes(write_sidecar_bytes(record))
         return path
 
     return write
 
 
-def refusal(path: Path, **options: Any) -> VntoolsError:
+def refusal(path: Path, trust: Trust = SIDECAR_ONLY) -> VntoolsError:
     with pytest.raises(VntoolsError) as e:
-        open_plan(path, **options)
+        open_plan(path, trust)
     return e.value
 
 
@@ -102,76 +90,11 @@ def test_a_plan_with_its_sidecar_opens_and_runs(trt: Any, written: Any, net: Any
     assert np.allclose(y, net.reference(x), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "code", "changes"),
-    [
-        (DataFault, "plan.sha256", {"sha256": "0" * 64}),
-        (DataFault, "plan.flavour", {"flavour": "tensorrt-rtx"}),
-        (DataFault, "plan.version", {"version": "10.0.0"}),
-        (DataFault, "plan.manifest", {"flavour": "openvino"}),
-        (DataFault, "plan.manifest", {"version": None}),
-        (DataFault, "plan.manifest", {"schema": 2}),
-        (NoPermission, "plan.untrusted", {"sidecar": False}),
-    ],
-)
-def test_a_plan_that_is_not_ours_is_refused_before_tensorrt(
-    gpu: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    written: Any,
-    kind: type[VntoolsError],
-    code: str,
-    changes: dict[str, Any],
-):
-    untouchable = object()  # any use of it is an AttributeError
-    monkeypatch.setattr(
-        trt_runner,
-        "load",
-        lambda name: Backend(name, "11.4.1", untouchable),  # type: ignore[arg-type]
-    )
-    error = refusal(written(**changes))
-    assert (type(error), error.code) == (kind, code)
-    assert "net.plan" in error.line()
-    assert error.hint
-
-
-@pytest.mark.parametrize("at", [0, 3, 4, 100, len(PLAN) - 1])
-def test_a_flipped_bit_is_found(gpu: Any, written: Any, at: int):
-    path = written()
-    path.write_bytes(PLAN[:at] + bytes([PLAN[at] ^ 1]) + PLAN[at + 1 :])
-    assert refusal(path).code == "plan.sha256"
-
-
-@pytest.mark.parametrize("length", [0, 4, 100, len(PLAN) - 1])
-def test_a_cut_plan_is_found(gpu: Any, written: Any, length: int):
-    path = written()
-    path.write_bytes(PLAN[:length])
-    assert refusal(path).code == "plan.sha256"
-
-
-def test_a_version_mismatch_names_both_and_says_rebuild(trt: Any, written: Any):
-    line = refusal(written(version="10.13.2")).line()
-    assert "10.13.2" in line
-    assert "11.4.1" in line
-    assert "vntools build-engine" in line
-
-
-@pytest.mark.parametrize("plan", [b"", b"\x08\x0aonnx", b"PK\x03\x04"])
-def test_without_a_sidecar_only_a_plan_can_be_trusted(gpu: Any, written: Any, plan: bytes):
-    assert refusal(written(plan, sidecar=False), trust_plan=True).code == "plan.format"
-
-
-@pytest.mark.parametrize(
-    ("magic", "flavour"), [(b"ftrt", "tensorrt"), (b"vtrt", "tensorrt-rtx")]
-)
-def test_a_trusted_plan_runs_on_its_own_flavour(
-    trt: Any, written: Any, magic: bytes, flavour: str
-):
-    with open_plan(written(magic + PLAN, sidecar=False), trust_plan=True) as runner:
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_a_trusted_plan_runs_on_its_own_flavour(trt: Any, written: Any, flavour: str):
+    path = written(next(m for m in PLAN_MAGIC if PLAN_MAGIC[m] == flavour), sidecar=False)
+    with open_plan(path, Trust(any_plan=True)) as runner:
         assert runner.backend == flavour
-
-
-def test_trusting_does_not_excuse_a_wrong_sidecar(gpu: Any, written: Any):
-    assert refusal(written(sha256="1" * 64), trust_plan=True).code == "plan.sha256"
 
 
 def test_a_missing_plan(gpu: Any, tmp_path: Path):
@@ -183,7 +106,7 @@ def test_without_a_gpu_it_ends_at_once_and_says_what_is_missing(
     written: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trt_runner, "gpu_count", lambda: 0)
-    monkeypatch.setattr(trt_runner, "read_input", lambda path: pytest.fail("it read the plan"))
+    monkeypatch.setattr(trt_runner, "read_plan", lambda *_, **__: pytest.fail("it was read"))
     cases: list[tuple[set[str], str]] = [
         (set(), "GPU whose driver answers, PyCUDA, TensorRT"),
         ({"pycuda"}, "answers, TensorRT"),
@@ -228,7 +151,8 @@ except r.Unavailable:
 def plan(trt: Any) -> Callable[..., PlanRunner]:
     def make(flavour: str = "tensorrt", **options: Any) -> PlanRunner:
         sidecar = {"sha256": "0", "compute_capabilities": [89]}
-        return PlanRunner(b"plan", sidecar, Backend(flavour, "11.4.1", trt), **options)
+        backend = Backend(flavour, "11.4.1", trt)
+        return PlanRunner(Plan(b"plan", sidecar), backend, **options)
 
     return make
 
@@ -314,7 +238,7 @@ def test_several_streams_of_a_plan_are_fed_in_turn(gpu: Any, trt: Any, plan: Any
 
 def test_a_plan_says_its_kernels(trt: Any):
     sidecar = {"sha256": "0", "kernels": [{"name": "k"}]}
-    runner = PlanRunner(b"plan", sidecar, Backend("tensorrt", "11.4.1", trt))
+    runner = PlanRunner(Plan(b"plan", sidecar), Backend("tensorrt", "11.4.1", trt))
     assert runner.details["kernels"] == [{"name": "k"}]
 
 
@@ -429,7 +353,9 @@ def test_the_stream_does_not_wait_for_the_default_one(gpu: Any, plan: Any):
         assert [s.flags for s in gpu.streams.values()] == [1]
 
 
-@pytest.mark.parametrize("call", ["synchronize", "record", "query", "memcpy_htod_async"])
+@pytest.mark.parametrize(
+    "call", ["synchronize", "record", "query", "time_till", "memcpy_htod_async"]
+)
 def test_a_cuda_error_is_mapped_wherever_it_appears(
     gpu: Any, plan: Any, net: Any, monkeypatch: pytest.MonkeyPatch, call: str
 ):
@@ -444,6 +370,7 @@ def test_a_cuda_error_is_mapped_wherever_it_appears(
             "synchronize": (next(iter(gpu.streams.values())), runner.synchronize),
             "record": (type(gpu.events()[0]), lambda: runner.clock.mark(0)),
             "query": (type(gpu.events()[0]), lambda: runner.clock.wait(0)),
+            "time_till": (type(gpu.events()[0]), lambda: runner.clock.elapsed_ms(0, 0)),
             "memcpy_htod_async": (gpu.driver, runner.upload),
         }[call]
         with monkeypatch.context() as patch, pytest.raises(InternalFault) as e:
@@ -451,6 +378,24 @@ def test_a_cuda_error_is_mapped_wherever_it_appears(
             step()
     assert e.value.code == "gpu.fault"
     assert "illegal memory access" in e.value.line()
+
+
+@pytest.mark.parametrize("in_the_block", [True, False])
+def test_a_cuda_error_that_sticks_comes_back_when_the_context_ends(
+    gpu: Any, plan: Any, in_the_block: bool
+):
+    def pop() -> None:
+        gpu.contexts -= 1
+        raise gpu.driver.Error("unspecified launch failure")
+
+    runner = plan()
+    with pytest.raises(InternalFault) as e, runner:
+        runner._cuda._stack.callback(pop)
+        gpu.contexts += 1
+        if in_the_block:
+            raise InternalFault("runner.failed", "TensorRT refuses to enqueue")
+    assert (e.value.code, e.value.exit_status) == ("gpu.fault", 70)
+    assert "unspecified launch failure" in e.value.line()
 
 
 def test_the_fake_gpu_can_tell_a_missing_synchronization(plan: Any, net: Any):

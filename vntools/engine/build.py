@@ -28,13 +28,6 @@ from vntools.engine.timing_cache import TimingCache
 _MIB = 1 << 20  # bytes
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 _SHOWN_WARNINGS = 3
-# How TensorRT's errors say that memory was short, the third on a GPU without much left.
-_MEMORY = (
-    "out of memory",
-    "outofmemory",
-    "could not find any implementation",
-    "within workspace limit",
-)
 
 Shapes = dict[str, list[int]]  # an input's shape by "min", "opt" and "max"
 
@@ -47,7 +40,8 @@ class Built:
         plan: the serialised engine.
         kernels: what was built, in the order of execution; None where TensorRT did not tell.
         record: for the sidecar; the same build gives the same record.
-        warnings: what the user should see: the timing cache's, then TensorRT's.
+        warnings: what the user should see: the timing cache's, then TensorRT's, the errors
+            first that it went on after.
         seconds: how long it took.
     """
 
@@ -95,7 +89,8 @@ def build(
         plan=plan,
         kernels=kernels,
         record={**record, "warnings": log.warnings[:_SHOWN_WARNINGS]},
-        warnings=(*notes, *log.warnings),
+        # An error that TensorRT survived: a kernel that it then did without, say.
+        warnings=(*notes, *log.errors, *log.warnings),
         seconds=time.perf_counter() - started_s,
     )
 
@@ -107,7 +102,7 @@ def _build(
     trt = options.backend.trt
     builder = _created(lambda: trt.Builder(logger(trt)), log)
     network = builder.create_network(_network_flags(options.backend))
-    parser = _parse(onnx_bytes, network, trt)
+    parser = _parse(onnx_bytes, network, trt, log)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor = progress_monitor(trt, watch)
@@ -172,9 +167,8 @@ def _created(create: Callable[[], Any], log: Log, watch: Watch | None = None) ->
 
 def _failure(log: Log, cause: Exception | None) -> VntoolsError:
     """The error that a null pointer means, by what TensorRT logged last."""
-    reason = str(cause) if cause is not None and not log.errors else log.last_error()
-    texts = [text.lower() for text in (*log.errors, reason)]
-    if any(word in text for text in texts for word in _MEMORY):
+    reason = log.reason(cause)
+    if log.short_of_memory(cause):
         return TryLater(
             "gpu.memory",
             f"TensorRT found no kernel that fits into memory: {reason}",
@@ -183,10 +177,10 @@ def _failure(log: Log, cause: Exception | None) -> VntoolsError:
     return InternalFault("build.failed", f"TensorRT built no plan: {reason}")
 
 
-def _parse(onnx_bytes: bytes, network: Any, trt: Any) -> Any:
+def _parse(onnx_bytes: bytes, network: Any, trt: Any, log: Log) -> Any:
     """Fill ``network``; the parser owns the weights, so it lives until the build has ended."""
-    parser = trt.OnnxParser(network, logger(trt))
-    if not parser.parse(onnx_bytes):
+    parser = _created(lambda: trt.OnnxParser(network, logger(trt)), log)
+    if not _created(lambda: parser.parse(onnx_bytes), log):
         error = parser.get_error(0) if parser.num_errors else None
         reason = "it gave no reason" if error is None else error.desc()
         if error is None or not error.node_operator():

@@ -17,6 +17,13 @@ from collections.abc import Generator
 from types import ModuleType
 from typing import Any
 
+# How TensorRT's errors say that memory was short, the third on a GPU without much left.
+_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "could not find any implementation",
+    "within workspace limit",
+)
 # ILogger.Severity: INTERNAL_ERROR 0, ERROR 1, WARNING 2, INFO 3, VERBOSE 4.
 _ERROR, _WARNING = 1, 2
 
@@ -53,6 +60,15 @@ class Log:
     def last_error(self) -> str:
         """The last error that was logged, or a sentence that says there was none."""
         return self.errors[-1].strip() if self.errors else "it logged no error"
+
+    def reason(self, cause: BaseException | None) -> str:
+        """Why something was not made: the last error, or what the bindings raised."""
+        return str(cause) if cause is not None and not self.errors else self.last_error()
+
+    def short_of_memory(self, cause: BaseException | None = None) -> bool:
+        """Whether an error, or what the bindings raised, says that memory was short."""
+        texts = [text.lower() for text in (*self.errors, str(cause or ""))]
+        return any(word in text for text in texts for word in _MEMORY)
 
 
 class _Hub:

@@ -70,7 +70,10 @@ class Cuda:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        try:
+            self._stack.close()
+        except self._driver.Error as e:  # one that sticks comes back from any call
+            raise _fault(self._driver, e) from e
 
     @property
     def stream(self) -> int:
@@ -180,7 +183,10 @@ class _Events:
 
     def elapsed_ms(self, start: int, end: int) -> float:
         """Milliseconds between two events, to half a microsecond (cuEventElapsedTime)."""
-        return float(self._events[start].time_till(self._events[end]))
+        try:
+            return float(self._events[start].time_till(self._events[end]))
+        except self._driver.Error as e:
+            raise _fault(self._driver, e) from e
 
 
 class CudaGraph:

@@ -1,7 +1,6 @@
 """Plans of TensorRT and TensorRT-RTX, on the first GPU.
 
-A plan is a program: it is loaded only where its sidecar says that vntools built these bytes,
-with this version of TensorRT, or where the caller vouches for it.
+A plan is a program: what may be loaded is decided in :mod:`vntools.engine.plan`.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vntools.base.artifacts import read_input, read_sidecar, require_file, sha256_bytes
+from vntools.base.artifacts import require_file
 from vntools.base.errors import (
     DataFault,
     InternalFault,
-    NoPermission,
     TryLater,
     Unavailable,
     UsageFault,
 )
-from vntools.engine.backend import FLAVOURS, PLAN_MAGIC, Backend, gpu_count, load
+from vntools.engine.backend import Backend, compute_capability, gpu_count, load
 from vntools.engine.log import Log, collected, logger
+from vntools.engine.plan import SIDECAR_ONLY, Plan, Trust, read_plan, rebuild
 from vntools.runtime.base import TensorSpec
 from vntools.runtime.buffered import BufferedRunner, Buffers
 from vntools.runtime.cuda import CaptureFailed, CudaGraph
@@ -37,54 +36,39 @@ _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
     "UINT8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-_REBUILD = "rebuild it with vntools build-engine"
+# Of what TensorRT says where a plan brings a runtime of its own (VERSION_COMPATIBLE).
+_HOST_CODE = "HostCodeAllowed"
 
 
 def open_plan(
-    path: str | os.PathLike[str], *, trust_plan: bool = False, cuda_graph: bool = True
+    path: str | os.PathLike[str], trust: Trust = SIDECAR_ONLY, *, cuda_graph: bool = True
 ) -> PlanRunner:
     """A runner for a plan, its bytes held against its sidecar before TensorRT sees them.
 
     Args:
         path: ``NAME.plan``, with ``NAME.plan.json`` beside it.
-        trust_plan: load a plan without a sidecar; a plan is a program, so only one's own.
+        trust: what the user vouches for.
         cuda_graph: replay a CUDA graph where the plan can be captured.
 
     Raises:
-        NoInput: the file is missing.
         Unavailable: ``gpu.none``; the message names all that is missing. ``trt.missing``.
-        NoPermission: ``plan.untrusted``: there is no sidecar.
-        DataFault: ``plan.manifest``, ``plan.format``, ``plan.sha256``, ``plan.flavour`` or
-            ``plan.version``: the sidecar is damaged, or file and sidecar or TensorRT disagree.
+        DataFault: ``plan.version``: of another version than the TensorRT here.
+        VntoolsError: as :func:`vntools.engine.plan.read_plan`.
     """
     require_file(path)
     if gpu_count() == 0:
         raise Unavailable("gpu.none", _what_is_missing(), hint="run it on the target machine")
-    sidecar = read_sidecar(path)
-    if sidecar is None and not trust_plan:
-        raise NoPermission(
-            "plan.untrusted",
-            "it has no sidecar that says who built it, and a plan is a program",
-            hint="--trust-plan loads it nevertheless, if you built it",
-            path=path,
-        )
-    plan = read_input(path)
-    flavour = PLAN_MAGIC.get(plan[:4])
-    if sidecar is None:
-        if flavour is None:
-            raise DataFault("plan.format", "not a TensorRT plan", hint=_REBUILD, path=path)
-        sidecar = {"flavour": flavour, "sha256": sha256_bytes(plan)}
-    else:
-        _check_bytes(plan, flavour, sidecar, path)
-    backend = load(sidecar["flavour"])
-    if sidecar.setdefault("version", backend.version) != backend.version:
+    plan = read_plan(path, trust, compute_capability=compute_capability())
+    backend = load(plan.sidecar["flavour"])
+    built_by = plan.sidecar.get("version", backend.version)
+    if built_by != backend.version:
         raise DataFault(
             "plan.version",
-            f"built by {sidecar['flavour']} {sidecar['version']}, here is {backend.version}",
-            hint=_REBUILD,
+            f"built by {backend.name} {built_by}, here is {backend.version}",
+            hint=rebuild(plan.sidecar, path),
             path=path,
         )
-    return PlanRunner(plan, sidecar, backend, cuda_graph=cuda_graph)
+    return PlanRunner(plan, backend, cuda_graph=cuda_graph)
 
 
 def _what_is_missing() -> str:
@@ -98,60 +82,23 @@ def _what_is_missing() -> str:
     return f"a plan cannot run here; missing: {', '.join(missing)}"
 
 
-def _check_bytes(
-    plan: bytes, flavour: str | None, sidecar: dict[str, Any], path: str | os.PathLike[str]
-) -> None:
-    """Hold the bytes of a plan against its sidecar.
-
-    Raises:
-        DataFault: ``plan.sha256``, ``plan.flavour`` or ``plan.manifest``.
-    """
-    if sidecar["sha256"] != sha256_bytes(plan):
-        raise DataFault(
-            "plan.sha256",
-            "its bytes are not those that its sidecar names",
-            hint=_REBUILD,
-            path=path,
-        )
-    if sidecar.get("flavour") not in FLAVOURS or not isinstance(sidecar.get("version"), str):
-        raise DataFault(
-            "plan.manifest",
-            "its sidecar names no flavour or version",
-            hint=_REBUILD,
-            path=path,
-        )
-    if sidecar["flavour"] != flavour:
-        raise DataFault(
-            "plan.flavour",
-            f"its sidecar says {sidecar['flavour']}, its bytes {flavour or 'are no plan'}",
-            hint=_REBUILD,
-            path=path,
-        )
-
-
 class PlanRunner(BufferedRunner):
     """A plan, opened by :func:`open_plan`.
 
     Args:
-        plan: the bytes, trusted.
-        sidecar: ``flavour``, ``version``, ``sha256``; ``precision``, ``io_type`` and
+        plan: its bytes, trusted; of its sidecar ``sha256``, and ``precision``, ``kernels`` and
             ``compute_capabilities`` where known.
-        backend: the TensorRT of that flavour and version.
+        backend: the TensorRT of its flavour and version.
         cuda_graph: replay a CUDA graph where the plan can be captured.
 
     Raises:
-        DataFault: on opening: ``plan.refused``: TensorRT cannot load it on this GPU.
+        DataFault: on opening: ``plan.refused``: TensorRT cannot load it on this GPU;
+            ``plan.host_code``: it brings code for the CPU.
         TryLater: ``gpu.memory``.
     """
 
-    def __init__(
-        self,
-        plan: bytes,
-        sidecar: dict[str, Any],
-        backend: Backend,
-        *,
-        cuda_graph: bool = True,
-    ) -> None:
+    def __init__(self, plan: Plan, backend: Backend, *, cuda_graph: bool = True) -> None:
+        sidecar = plan.sidecar
         self.backend = backend.name
         self.details = {
             "version": backend.version,
@@ -160,7 +107,7 @@ class PlanRunner(BufferedRunner):
             **({"kernels": sidecar["kernels"]} if sidecar.get("kernels") else {}),
         }
         self.inputs = self.outputs = ()
-        self._plan = plan
+        self._plan = plan.data
         names = [f"SM{number}" for number in sidecar.get("compute_capabilities") or ()]
         self._built_for = ", ".join(names) or "other GPUs"
         self._trt: Any = backend.trt
@@ -173,15 +120,7 @@ class PlanRunner(BufferedRunner):
             self.details["gpu"] = self._cuda.describe()
             stack.callback(self._forget)
             with collected(self._trt) as log:
-                self._runtime = self._trt.Runtime(logger(self._trt))
-                self._engine = self._runtime.deserialize_cuda_engine(self._plan)
-                if self._engine is None:
-                    raise DataFault(
-                        "plan.refused",
-                        f"built for {self._built_for}, this GPU is "
-                        f"{self.details['gpu']['cc']}: {log.last_error()}",
-                        hint=_REBUILD,
-                    )
+                self._load(log)
                 self._context = self._make_context(log)
             self.inputs, self.outputs = self._specs()
             self._stack = stack.pop_all()
@@ -194,6 +133,37 @@ class PlanRunner(BufferedRunner):
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def _load(self, log: Log) -> None:
+        """Deserialise the plan; code for the CPU in it stays forbidden, as by default.
+
+        Raises:
+            DataFault: ``plan.host_code``, ``plan.refused``.
+            TryLater: ``gpu.memory``.
+        """
+        cause: Exception | None = None
+        engine: Any = None
+        try:
+            self._runtime = self._trt.Runtime(logger(self._trt))
+            engine = self._runtime.deserialize_cuda_engine(self._plan)
+        except (RuntimeError, TypeError) as e:
+            cause = e
+        if engine is not None:
+            self._engine = engine
+            return
+        hint = "rebuild it with vntools build-engine"
+        if any(_HOST_CODE in text for text in log.errors):
+            raise DataFault(
+                "plan.host_code", "it brings code for the CPU, which is not run", hint=hint
+            ) from cause
+        if log.short_of_memory(cause):
+            raise _no_memory("the plan does not load", log.reason(cause)) from cause
+        raise DataFault(
+            "plan.refused",
+            f"built for {self._built_for}, this GPU is {self.details['gpu']['cc']}: "
+            f"{log.reason(cause)}",
+            hint=hint,
+        ) from cause
 
     def sibling(self) -> PlanRunner:
         """See :meth:`Runner.sibling`: another execution context over the same engine."""
@@ -246,11 +216,12 @@ class PlanRunner(BufferedRunner):
         Raises:
             TryLater: ``gpu.memory``.
         """
-        context = self._new_context()
+        try:
+            context = self._new_context()
+        except (RuntimeError, TypeError) as e:
+            raise _no_memory("no execution context", log.reason(e)) from e
         if context is None:
-            raise TryLater(
-                "gpu.memory", f"no execution context: {log.last_error()}", hint="free memory"
-            )
+            raise _no_memory("no execution context", log.last_error())
         return context
 
     def _new_context(self) -> Any:
@@ -338,14 +309,26 @@ class PlanRunner(BufferedRunner):
             return "not captured: TensorRT-RTX says that the plan allocates while it runs"
         with collected(self._trt) as log:
             try:
-                self._graph = self._cuda.capture(self._execute)
+                self._graph = self._cuda.capture(self._put)
             except (CaptureFailed, InternalFault) as e:
                 said = f" ({log.errors[-1].strip()})" if log.errors else ""
                 return f"not captured: {e}{said}"
         return "captured"
 
     def _execute(self) -> None:
-        if not self._context.execute_async_v3(self._cuda.stream):
+        """Enqueue kernel by kernel."""
+        try:
+            self._put()
+        except InternalFault:
+            self.synchronize()  # says it better where CUDA has failed
+            raise
+
+    def _put(self) -> None:
+        try:
+            accepted = self._context.execute_async_v3(self._cuda.stream)
+        except RuntimeError as e:
+            raise InternalFault("runner.failed", f"TensorRT cannot enqueue: {e}") from e
+        if not accepted:
             raise InternalFault("runner.failed", "TensorRT refuses to enqueue")
 
     def enqueue(self) -> None:
@@ -354,6 +337,10 @@ class PlanRunner(BufferedRunner):
             self._graph.launch()
         else:
             self._execute()
+
+
+def _no_memory(what: str, reason: str) -> TryLater:
+    return TryLater("gpu.memory", f"{what}: {reason}", hint="free GPU memory")
 
 
 def _by(shape: tuple[int, ...]) -> str:
