@@ -2,10 +2,12 @@
 # (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) are all it needs.
 
 PYTHON ?= python3
+SECONDS ?= 600
+SEED ?= 0
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench-export compare-tools clean
+.PHONY: demo test check fuzz reliability bench-export compare-tools clean
 
 demo: .venv/ready-demo
 	$(BIN)/vntools demo
@@ -19,6 +21,14 @@ check: .venv/ready-dev
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fuzz: .venv/ready-fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
+
+reliability: .venv/ready-test
+	$(BIN)/python docs/errors.py
+	$(BIN)/python docs/measure_reliability.py
+	$(BIN)/python docs/measure_reliability.py --write-docs
 
 bench-export: .venv/ready-test
 	$(BIN)/python docs/bench_export.py

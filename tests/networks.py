@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["deploy", "exported", "narrow", "pixels", "traced", "training"]
+__all__ = [
+    "deploy",
+    "exported",
+    "merged_state",
+    "narrow",
+    "pixels",
+    "traced",
+    "training",
+]
 
 from dataclasses import replace
 from functools import cache
@@ -56,15 +64,14 @@ def training(name: str) -> VanillaNet:
     return network.eval()
 
 
-@cache
-def deploy(name: str) -> DeployVanillaNet:
-    """The same function in deploy form: Eq. 2 and Eq. 4 over its state dict, in float64."""
-    state = {k: v.double() for k, v in training(name).state_dict().items()}
+def merged_state(network: VanillaNet, *, epsilon: float = 1e-6) -> dict[str, Tensor]:
+    """What the deploy form holds: Eq. 2 and Eq. 4 over a state dict, in float64."""
+    state = {k: v.double() for k, v in network.state_dict().items()}
     merged: dict[str, Tensor] = {}
 
     def folded(conv: str, norm: str) -> tuple[Tensor, Tensor]:
         weight = state[f"{conv}.weight"]
-        scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + 1e-6).sqrt()
+        scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + epsilon).sqrt()
         bias = state.get(f"{conv}.bias", torch.zeros(len(weight)))
         shift = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
         return weight * scale[:, None, None, None], bias * scale + shift
@@ -83,7 +90,7 @@ def deploy(name: str) -> DeployVanillaNet:
 
     layer("stem.0", folded("stem1.0", "stem1.1"), folded("stem2.0", "stem2.1"))
     layer("stem.1", folded("stem2.2", "stem2.2.bn"))
-    for i in range(len(narrow(name).strides)):
+    for i in range(len(network.stages)):
         s = f"stages.{i}"
         layer(
             f"{s}.conv",
@@ -92,7 +99,14 @@ def deploy(name: str) -> DeployVanillaNet:
         )
         layer(f"{s}.act", folded(f"{s}.act", f"{s}.act.bn"))
     layer("cls.2", folded("cls1.2", "cls1.3"), (state["cls2.0.weight"], state["cls2.0.bias"]))
+    return merged
+
+
+@cache
+def deploy(name: str) -> DeployVanillaNet:
+    """The same function in deploy form."""
     network = DeployVanillaNet(narrow(name))
+    merged = merged_state(training(name))
     network.load_state_dict({k: v.float() for k, v in merged.items()})
     return network.eval()
 

@@ -63,6 +63,18 @@ def _text_bomb() -> bytes:
     return png(4, 4, extra=_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 23))))
 
 
+def _many_scans() -> bytes:
+    whole = _saved(Image.new("RGB", (2000, 2000)), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * 1300 + whole[-2:]
+
+
+def _deep_behind_text() -> bytes:
+    whole = png(8, 8, depth=16)
+    start = len(_SIGNATURE)
+    return whole[:start] + _chunk(b"tEXt", b"k\0v") + whole[start:]
+
+
 BAD: dict[str, tuple[str, Callable[[], bytes]]] = {
     "71-truncated": ("x.jpg", lambda: _saved(noise(64, 64), "JPEG")[:1500]),
     "71-empty": ("x.jpg", lambda: b""),
@@ -70,8 +82,11 @@ BAD: dict[str, tuple[str, Callable[[], bytes]]] = {
     "71-png-crc": ("x.png", _wrong_crc),
     "75-16-bit-grey": ("x.png", lambda: png(8, 8, depth=16)),
     "75-16-bit-rgb": ("x.png", lambda: png(8, 8, depth=16, colour=2)),
+    "75-behind-text": ("x.png", _deep_behind_text),
     "77-bomb": ("x.png", lambda: png(60000, 60000)),
     "77-56-megapixels": ("x.png", lambda: png(8000, 7000, depth=1)),
+    "77-100-megapixels": ("x.png", lambda: png(10000, 10000, depth=1)),
+    "77-scans": ("x.jpg", _many_scans),
     "78-thin": ("x.png", lambda: png(1, 60000)),
     "79-text-bomb": ("x.png", _text_bomb),
     "80-postscript": ("x.jpg", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),

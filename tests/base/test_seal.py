@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vntools.base.artifacts import SEAL_KEY, seal, sealed
+from vntools.base.artifacts import SEAL_KEY, hash_and_sealed, seal, sealed
 
 
 @pytest.fixture
@@ -76,3 +76,9 @@ def test_no_seal(path: Path, model: bytes, tmp_path: Path) -> None:
     assert not sealed(tmp_path / "absent")
     os.mkfifo(tmp_path / "fifo")
     assert not sealed(tmp_path / "fifo")
+
+
+def test_bytes_are_hashed_and_their_seal_is_held(model: bytes) -> None:
+    whole = model + seal(model)
+    for data, ours in ((whole, True), (model, False), (whole[1:], False), (b"", False)):
+        assert hash_and_sealed(data) == (hashlib.sha256(data).hexdigest(), ours)

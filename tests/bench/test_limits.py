@@ -216,8 +216,9 @@ def test_the_floor_of_each_term() -> None:
 def test_each_layer_is_held_against_the_peak_of_its_precision() -> None:
     typed = to_floats(graph(CHAIN), "fp16").model
     assert floor_of(typed, 2, ROUND).compute_ms == pytest.approx(27648 * 0.5e-6)
-    with pytest.raises(UsageFault, match="no peak of fp16"):
+    with pytest.raises(UsageFault, match="no peak of fp16") as e:
         floor_of(typed, 2, Device("none", 1, {"int8": 1}, "made up"))
+    assert e.value.code == "limit.precision"
 
 
 def test_the_record_holds_every_layer() -> None:

@@ -1,14 +1,11 @@
-"""The frame of the command line: discovery, errors, JSON, signals, closed streams."""
+"""The frame of the command line: discovery, errors, JSON, what is printed."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from vntools import __version__, cli
 from vntools.base.errors import CheckFailed, DataFault, Interrupted, UsageFault
+from vntools.cli import _commands
 from vntools.cli._shared import Console, json_option
 from vntools.report.table import table
 
@@ -42,12 +40,12 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
         module = type(sys)("vntools.cli.try_it")
         module.command = command
         monkeypatch.setitem(sys.modules, "vntools.cli.try_it", module)
-        monkeypatch.setattr(cli, "_command_names", lambda: ("doctor", "try-it"))
-        cli._load.cache_clear()
+        monkeypatch.setattr(_commands, "_command_names", lambda: ("doctor", "try-it"))
+        _commands._load.cache_clear()
         try:
             return CliRunner().invoke(cli.vntools, ["try-it", *words])
         finally:
-            cli._load.cache_clear()
+            _commands._load.cache_clear()
 
     return call
 
@@ -270,139 +268,3 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
 
 def test_table() -> None:
     assert table([("op", "n"), ("Conv", "18")], align="<>") == "op     n\nConv  18"
-
-
-# ------------------------------------------------------------------------------- as a process
-
-TRY = """
-import click, os, signal, sys, time
-from vntools import cli
-from vntools.cli._shared import json_option
-@click.command()
-@json_option
-@click.pass_obj
-def command(console):
-    {body}
-cli._load = lambda name: command
-cli.main()
-"""
-
-
-def process(body: str) -> list[str]:
-    return [sys.executable, "-P", "-c", TRY.format(body=body), "doctor"]
-
-
-@pytest.mark.parametrize(
-    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_signals_end_the_work_with_one_line(signum: signal.Signals, status: int) -> None:
-    with subprocess.Popen(
-        process("print('on', flush=True); time.sleep(60)"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == "on\n"
-        start = time.monotonic()
-        running.send_signal(signum)
-        _, err = running.communicate(timeout=30)
-    assert running.returncode == status
-    assert err == f"vntools doctor: error[interrupted]: ended by {signum.name}\n"
-    assert time.monotonic() - start < 5
-
-
-def test_a_signal_that_a_library_made_an_error_of_its_own_of() -> None:
-    body = "\n    ".join(
-        (
-            "try:",
-            "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)",
-            "except BaseException as e:",
-            "    raise RuntimeError('a step failed') from e",
-        )
-    )
-    run = subprocess.run(
-        process(body), check=False, capture_output=True, text=True, timeout=30
-    )
-    assert run.returncode == 143
-    assert run.stderr == "vntools doctor: error[interrupted]: ended by SIGTERM\n"
-
-
-def test_a_second_signal_ends_the_process_at_once() -> None:
-    body = "\n    ".join(
-        (
-            "try:",
-            "    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
-            "finally:",
-            "    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
-        )
-    )
-    run = subprocess.run(process(body), check=False, capture_output=True, timeout=30)
-    assert run.returncode == -signal.SIGINT
-
-
-def test_an_ignored_interrupt_stays_ignored() -> None:
-    run = subprocess.run(
-        process("os.kill(os.getpid(), signal.SIGINT); print('on')"),
-        check=False,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
-    assert (run.returncode, run.stdout) == (0, "on\n")
-
-
-@pytest.mark.parametrize("words", [["--help"], ["doctor", "--help"], ["--version"]])
-def test_a_full_standard_output_is_74(
-    vntools_process: Callable[..., subprocess.CompletedProcess[str]], words: list[str]
-) -> None:
-    with open("/dev/full", "w") as full:
-        run = subprocess.run(
-            [*process("pass")[:-1], *words], check=False, stdout=full, stderr=subprocess.PIPE
-        )
-    assert run.returncode == 74
-    assert run.stderr.count(b"\n") == 1
-    assert b"error[io]: No space left on device" in run.stderr
-
-
-@pytest.mark.parametrize("words", [[], ["--json"]])
-def test_a_reader_that_leaves_ends_it_silently(words: list[str]) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    run = subprocess.run(
-        [*process("console.result({'n': 1}, 'x' * 100000)"), *words],
-        check=False,
-        stdout=write,
-        stderr=subprocess.PIPE,
-    )
-    os.close(write)
-    assert (run.returncode, run.stderr) == (141, b"")
-
-
-def test_closed_streams_are_opened_before_any_file(tmp_path: Path) -> None:
-    """What native code prints to descriptor 1 must not land in a file that we write."""
-    path = tmp_path / "plan"
-    body = f"f = open({str(path)!r}, 'wb'); os.write(1, b'log'); f.write(b'plan'); f.close()"
-    shell = 'exec "$@" <&- >&- 2>&-'
-    run = subprocess.run(["sh", "-c", shell, "sh", *process(body)], check=False, timeout=30)
-    assert run.returncode == 0
-    assert path.read_bytes() == b"plan"
-
-
-def test_results_survive_a_narrow_locale() -> None:
-    run = subprocess.run(
-        process("console.result({}, 'ä模\\udcff')"),
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
-    )
-    assert run.stdout == b"\xe4\\u6a21\\udcff\n"
-
-
-def test_warnings_of_libraries_are_not_shown_unless_asked_for() -> None:
-    body = "import warnings; warnings.warn('odd')"
-    quiet = subprocess.run(process(body), check=True, capture_output=True)
-    assert quiet.stderr == b""
-    environment = {**os.environ, "PYTHONWARNINGS": "default"}
-    loud = subprocess.run(process(body), check=True, capture_output=True, env=environment)
-    assert b"odd" in loud.stderr

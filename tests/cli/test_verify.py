@@ -273,35 +273,6 @@ def test_a_wrong_top1_within_the_tolerance(run: Run, tmp_path: Path) -> None:
     assert "top-1 agrees on 0.00%" in record["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "code", "status"),
-    [
-        # NaN and infinity, on one side and on both
-        ("y = Log(x)", "y = Identity(x)", "verify.nonfinite", 1),
-        ("y = Identity(x)", "y = Log(x)", "verify.nonfinite", 1),
-        ("y = Log(x)", "y = Log(x)", "verify.nonfinite", 1),
-        # nothing to tell by
-        ("y = Sub(x, x)", "y = Sub(x, x)", "verify.zero", 1),
-        ("y = Slice(x, z, z)", "y = Slice(x, z, z)", "verify.outputs", 1),
-        ("y = Identity(x)", "y = Concat<axis=1>(x, x)", "verify.shape", 1),
-        ("y = Identity(x)", "y = Sub(x, x)", "verify.zero", 1),
-        ("y = Identity(x)", "y = Neg(x)", "verify.mismatch", 1),
-    ],
-)
-def test_what_proves_nothing_fails(
-    run: Run, tmp_path: Path, a: str, b: str, code: str, status: int
-) -> None:
-    files: list[Path] = []
-    for name, body in (("a.onnx", a), ("b.onnx", b)):
-        extent = "m" if "Slice" in body or "Concat" in body else "6"
-        zero = "<int64[1] z>" if "Slice" in body else ""
-        text = f"(float[n,6] x) => (float[n,{extent}] y) {zero} {{ {body} }}"
-        weights = {"z": np.zeros(1)} if zero else {}
-        files.append(tmp_path / name)
-        files[-1].write_bytes(onnx_bytes(text + "\n" * (name == "b.onnx"), **weights))
-    run.refused(files[0], files[1], code, status)
-
-
 OUTPUTS = {
     "y": "(float[n,6] x) => (float[n,6] y) { y = Abs(x) }",
     "z": "(float[n,6] x) => (float[n,6] z) { z = Abs(x) }",

@@ -282,13 +282,3 @@ def test_a_model_that_protobuf_cannot_hold(
     with pytest.raises(DataFault, match="protobuf holds 2") as e:
         load_onnx(tmp_path / "m.onnx")
     assert e.value.code == "onnx.too_big"
-
-
-def test_a_batch_norm_in_training_is_read_and_can_be_refused() -> None:
-    text = """(float[2,1] x) => (float[2,1] y) <float[1] a>
-    { y, p, q = BatchNormalization<training_mode=1>(x, a, a, a, a) }"""
-    graph = parse_onnx(onnx_bytes(text)).graph
-    with pytest.raises(DataFault) as e:
-        load.refuse_training(graph, Path("m.onnx"))
-    assert e.value.code == "onnx.bn_training"
-    load.refuse_training(parse_onnx(onnx_bytes(TEXT)).graph, Path("m.onnx"))

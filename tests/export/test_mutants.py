@@ -22,6 +22,17 @@ from tests.collection import GRAPHS
 from tests.collection.base import collapse, keep
 from tests.collection.measure import counts, difference, live_nodes, macs, outputs
 from tests.export.test_collection import surplus
+from tests.planting import (
+    Plant,
+    as_it_is,
+    attribute,
+    composed_as,
+    entry,
+    in_affine,
+    mapped,
+    mean_of_the_other_sign,
+    step,
+)
 from vntools.base.errors import InternalFault, VntoolsError
 from vntools.export import affine, commute, emit, maps, operators, region
 from vntools.export.affine import AffineConv, Geometry
@@ -29,7 +40,6 @@ from vntools.export.maps import Expression, Map, diagonal_map
 from vntools.export.rewrite import rewrite_model
 
 Patch = pytest.MonkeyPatch
-Plant = Callable[[Patch], None]
 Array = np.ndarray[Any, Any]
 
 
@@ -104,16 +114,6 @@ def verdict(name: str) -> str:
 # Ways to plant.
 
 
-def composed_as(change: Callable[[AffineConv, AffineConv, AffineConv], AffineConv]) -> Plant:
-    """The composition is changed, given the outer and the inner convolution."""
-
-    def plant(patch: Patch) -> None:
-        true = affine.compose
-        patch.setattr(maps, "compose", lambda o, i: change(true(o, i), o, i))
-
-    return plant
-
-
 def added_as(change: Callable[[AffineConv, AffineConv, AffineConv], AffineConv]) -> Plant:
     """The sum is changed, given its operands."""
 
@@ -141,50 +141,6 @@ def planned_as(
     return plant
 
 
-def in_affine(name: str, planted: Any) -> Plant:
-    return lambda patch: patch.setattr(affine, name, planted)
-
-
-def attribute(name: str, value: Any, *, of: str = "_attribute") -> Plant:
-    """An attribute of the operators is not read."""
-
-    def plant(patch: Patch) -> None:
-        true = getattr(operators, of)
-
-        def planted(node: ir.Node, wanted: str, *default: Any) -> Any:
-            return value if wanted == name else true(node, wanted, *default)
-
-        patch.setattr(operators, of, planted)
-
-    return plant
-
-
-def entry(op_type: str, change: Callable[[Expression, ir.Node, Any], Expression]) -> Plant:
-    """What an operator is read as is changed."""
-
-    def plant(patch: Patch) -> None:
-        true = operators._ENTRIES[op_type]
-
-        def planted(node: ir.Node, reader: Any) -> Expression:
-            found = true(node, reader)
-            assert found is not None
-            return change(found, node, reader)
-
-        patch.setitem(operators._ENTRIES, op_type, planted)  # type: ignore[arg-type]
-
-    return plant
-
-
-def mapped(change: Callable[[Map], Map]) -> Callable[[Expression, ir.Node, Any], Expression]:
-    """A change of the first map alone."""
-
-    def changed(found: Expression, _node: ir.Node, _reader: Any) -> Expression:
-        first = replace(found.terms[0], map=change(found.terms[0].map))
-        return replace(found, terms=(first, *found.terms[1:]))
-
-    return changed
-
-
 def weighed(change: Callable[[Array], Array]) -> Callable[[Map], Map]:
     """A change of a map's weight."""
 
@@ -196,26 +152,6 @@ def weighed(change: Callable[[Array], Array]) -> Callable[[Map], Map]:
         return replace(m, recipe=make)
 
     return changed
-
-
-def step(
-    op_type: str, planted: Callable[[Callable[..., Map], ir.Node, Map, int, bool, Any], Map]
-) -> Plant:
-    """How a map passes an operator is changed."""
-
-    def plant(patch: Patch) -> None:
-        true = commute._STEPS[op_type]
-        patch.setitem(
-            commute._STEPS,  # type: ignore[arg-type]
-            op_type,
-            lambda *given: planted(true, *given),
-        )
-
-    return plant
-
-
-def as_it_is(_: Any, _node: ir.Node, m: Map, *_given: Any) -> Map:
-    return m
 
 
 def method(owner: type, name: str, planted: Any) -> Plant:
@@ -258,14 +194,6 @@ def without_centring(patch: Patch) -> None:
         return plan, [(0, 0)] * len(offsets)
 
     patch.setattr(affine, "_lay", planted)
-
-
-def mean_of_the_other_sign(found: Expression, node: ir.Node, reader: Any) -> Expression:
-    value = found.terms[0].map.value
-    assert value is not None
-    scale = value.weight[:, 0]
-    shift = value.bias + 2 * scale * reader.number(node.inputs[3], "")
-    return mapped(lambda _: diagonal_map(scale, shift, 1))(found, node, reader)
 
 
 def other_side(m: Map) -> Map:

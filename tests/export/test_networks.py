@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 import numpy as np
@@ -9,13 +10,26 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from torch import nn
 
 from tests.export.test_contract import GOLDENS
 from tests.graphs import text_of
-from tests.networks import deploy, exported, narrow, pixels, traced, training
+from tests.networks import (
+    deploy,
+    exported,
+    merged_state,
+    narrow,
+    pixels,
+    traced,
+    training,
+)
 from vntools.export.graph import stats
+from vntools.export.load import parse_onnx
+from vntools.export.naming import rename
 from vntools.export.rewrite import apply_passes
+from vntools.export.trace import trace
 from vntools.models.arch import ARCHITECTURES
+from vntools.models.vanillanet import DeployVanillaNet, VanillaNet, deploy_name
 from vntools.verify.compare import relative_l2
 from vntools.verify.float32 import run_float32
 from vntools.verify.float64 import evaluate
@@ -100,6 +114,60 @@ def test_nothing_is_lost(name: str) -> None:
         with torch.inference_mode():
             native = training(name)(torch.from_numpy(feed["input"])).numpy()
         assert relative_l2(got, native) <= 4e-6
+
+
+def with_dead_channels(name: str) -> VanillaNet:
+    """A copy whose norms have channels that never varied, or hardly, or are scaled away."""
+    network = copy.deepcopy(training(name))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            with torch.no_grad():
+                module.get_buffer("running_var")[::5] = 0
+                module.get_buffer("running_var")[1::7] = 1e-20
+                module.weight[2::5] = 0
+    return network
+
+
+def in_double(model: ir.Model) -> ir.Model:
+    """The same graph with every float32 value and weight in double."""
+    proto = ir.serde.serialize_model(model)
+    for tensor in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(array.astype(np.float64), tensor.name)
+            )
+    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            info.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    return parse_onnx(proto.SerializeToString())
+
+
+@each_network
+def test_in_double_it_is_the_deploy_form_to_the_last_digits(name: str) -> None:
+    network = with_dead_channels(name)
+    model = in_double(trace(network, narrow(name).image_size))
+    apply_passes(model.graph)
+    rename(model.graph, deploy_name)
+    want = merged_state(network, epsilon=float(np.float32(1e-6)))  # as ONNX stores it
+    held = {
+        key: value.const_value.numpy()
+        for key, value in model.graph.initializers.items()
+        if value.const_value is not None and key in want
+    }
+    assert held.keys() == want.keys()
+    for key, array in held.items():
+        wanted = want[key].numpy()
+        assert np.abs(array - wanted).max() <= 1e-12 * np.abs(wanted).max()
+    deployed = DeployVanillaNet(narrow(name))
+    deployed.load_state_dict(want, assign=True)
+    feed = {"input": pixels(name, batch=2).astype(np.float64)}
+    with torch.inference_mode():
+        native = deployed.eval()(torch.from_numpy(feed["input"])).numpy()
+    assert np.isfinite(native).all()
+    got = evaluate(model.graph, feed)["logits"]
+    assert relative_l2(got, native) <= 1e-12
+    assert relative_l2(got * (1 + 1e-9), native) > 1e-12
 
 
 @each_network

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +90,50 @@ def test_only_the_cost_changes(batch: int) -> None:
             require_same(drawn[seed])
         except Exception as e:
             raise AssertionError(f"seed {seed}") from e
+
+
+def told_otherwise(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """The same graph: nodes in another order that holds, initializers too, other names."""
+    chance = random.Random(seed)
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    graph = other.graph
+    kept = {v.name for v in (*graph.input, *graph.output)}
+    names = {n for node in graph.node for n in (*node.input, *node.output)} - kept - {""}
+    called = {name: f"t{i}" for i, name in enumerate(chance.sample(sorted(names), len(names)))}
+    waiting, nodes = list(graph.node), list[onnx.NodeProto]()
+    while waiting:
+        missing = {o for node in waiting for o in node.output}
+        ready = [n for n in waiting if not missing & set(n.input)]
+        nodes.append(chance.choice(ready))
+        waiting.remove(nodes[-1])
+    tensors = chance.sample(list(graph.initializer), len(graph.initializer))
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    for i, node in enumerate(nodes):
+        graph.node.append(node)
+        graph.node[i].name = ""
+        graph.node[i].input[:] = [called.get(v, v) for v in node.input]
+        graph.node[i].output[:] = [called.get(v, v) for v in node.output]
+    graph.initializer.extend(tensors)
+    for tensor in graph.initializer:
+        tensor.name = called.get(tensor.name, tensor.name)
+    return other
+
+
+@each_batch
+def test_order_and_names_do_not_matter(batch: int) -> None:
+    for seed in range(batch * _SEEDS, (batch + 1) * _SEEDS, 3):
+        drawn = draw(seed, "double")
+        if not fits(drawn):
+            continue
+        other = told_otherwise(drawn.model, seed)
+        one, two = (rewrite_model(m.SerializeToString())[0] for m in (drawn.model, other))
+        models = [onnx.load_model_from_string(data) for data in (one, two)]
+        ops = [Counter(n.op_type for n in live_nodes(m)) for m in models]
+        assert ops[0] == ops[1], f"seed {seed}"
+        for feeds in drawn.feeds:
+            assert apart(one, two, feeds) < _EXACT
+            assert macs(models[0], feeds) == macs(models[1], feeds)
 
 
 @each_batch

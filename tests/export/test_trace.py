@@ -108,8 +108,9 @@ def test_every_opset_says_the_same(opset: int) -> None:
 
 @pytest.mark.parametrize("opset", [OPSETS[0] - 1, OPSETS[-1] + 1])
 def test_an_opset_of_another_meaning_is_refused(opset: int) -> None:
-    with pytest.raises(UsageFault, match=f"opset {opset}"):
+    with pytest.raises(UsageFault, match=f"opset {opset}") as e:
         trace(training("vanillanet_5"), 64, opset=opset)
+    assert e.value.code == "export.opset"
 
 
 ZEROS, ONES = torch.zeros(3), torch.ones(3)

@@ -83,6 +83,20 @@ class Batches(list[dict[str, Any]]):
 batches = Batches
 
 
+def judge_of(feeds: Batches, max_drop: float | None, **labelled: Any) -> Judge:
+    unit = scaled([1, 1, 1, 1])
+    return Judge(unit, Probe(unit, feeds), max_drop, **labelled)
+
+
+def test_without_classes_there_is_no_accuracy() -> None:
+    two = graph("(float[n,4] x) => (float[n,4] y, float[n,4] z) { y = Abs(x) z = Neg(x) }")
+    labelled = Labelled(lambda: iter([(batches(1)[0], np.zeros(5, np.int64))]))
+    assert labelled.top1(scaled([1, 1, 1, 1]))[1] == 5
+    with pytest.raises(CheckFailed) as e:
+        labelled.top1(two)
+    assert e.value.code == "eval.outputs"
+
+
 def test_a_probe_measures_over_all_batches() -> None:
     probe = Probe(scaled([1, 1, 1, 1]), batches(3))
     assert (probe.images, len(probe.feeds)) == (15, 3)
@@ -93,8 +107,12 @@ def test_a_probe_measures_over_all_batches() -> None:
     assert (flipped.relative_l2, flipped.disagreement) == (2.0, 100.0)
 
 
-def test_a_probe_takes_no_more_images_than_it_is_told() -> None:
-    assert Probe(scaled([1, 1, 1, 1]), batches(3), images=6).images == 10
+def test_no_more_batches_than_are_enough() -> None:
+    feeds = batches(3, padding=2)
+    probe = Probe(scaled([1, 1, 1, 1]), feeds)
+    assert [len(probe.first(n)) for n in (1, 5, 6, 13, 99)] == [1, 1, 2, 3, 3]
+    assert probe.first(6)[1]["x"] is feeds[1]["x"]
+    assert [probe.measure(scaled([2] * 4), images=n).images for n in (5, 6, 99)] == [5, 10, 13]
 
 
 def test_what_is_not_finite_or_zero_proves_nothing() -> None:
@@ -120,12 +138,12 @@ def test_the_answer_of_each_sample(outputs: dict[str, Any], want: list[int] | No
 
 
 def test_points_without_labels_are_of_disagreement() -> None:
-    judge = Judge(scaled([1, 1, 1, 1]), batches(2), 0.0)
+    judge = judge_of(batches(2), 0.0)
     close, far = scaled([1.05] * 4), scaled([1.2] * 4)
     assert judge.allows(judge.measure(close))
     assert not judge.allows(judge.measure(far)), "the same answers, but 20 % off"
     assert not judge.allows(judge.measure(scaled([1, 1, 1, 9]))), "other answers"
-    assert Judge(scaled([1, 1, 1, 1]), batches(1), None).allows(judge.measure(far))
+    assert judge_of(batches(1), None).allows(judge.measure(far))
 
 
 def test_points_with_labels_are_of_top1() -> None:
@@ -136,7 +154,7 @@ def test_points_with_labels_are_of_top1() -> None:
     def labelled() -> Any:
         return zip(feeds, labels, strict=True)
 
-    judge = Judge(scaled([1, 1, 1, 1]), feeds, 12.5, labelled=Labelled(labelled))
+    judge = judge_of(feeds, 12.5, labelled=Labelled(labelled))
     assert judge.measure(scaled([2, 2, 2, 2])) == Measured(1.0, 0.0, 8)
     assert judge.allows(judge.measure(scaled([2, 2, 2, 2]))), "the labels alone count"
     wrong = judge.measure(scaled([-1, -1, -1, -1]))
@@ -152,7 +170,7 @@ def test_points_are_rounded_once() -> None:
     """100 * 999 / 1000 - 100 * 996 / 1000 is more than 0.3 in float64."""
     counts = iter([999, 996, 995])
     labelled: Any = SimpleNamespace(top1=lambda _: (next(counts), 1000))
-    judge = Judge(scaled([1, 1, 1, 1]), batches(1), 0.3, labelled=labelled)
+    judge = judge_of(batches(1), 0.3, labelled=labelled)
     assert judge.allows(judge.measure(scaled([1, 1, 1, 1])))
     assert not judge.allows(judge.measure(scaled([1, 1, 1, 1])))
 

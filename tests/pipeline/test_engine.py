@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,23 @@ def test_fp16_inputs_and_trtexecs_spellings(work: Path, invoke: Invoke) -> None:
     assert sidecar["mem_pool_size"] == {"workspace": 1024.0}
 
 
+def test_what_the_builder_warns_of_is_said(
+    work: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vntools.engine.build as module
+
+    true = module.build
+    monkeypatch.setattr(
+        module,
+        "build",
+        lambda *a, **k: replace(true(*a, **k), warnings=("odd\x1b[1m", "odd\x1b[1m", "even")),
+    )
+    result = invoke("build-engine", "net.onnx", "--fp16")
+    assert result.exit_code == 0
+    said = [line for line in result.stderr.splitlines() if line.startswith("warning")]
+    assert said == ["warning[engine.warning]: odd\\x1b[1m", "warning[engine.warning]: even"]
+
+
 def test_the_one_file_here_is_taken(work: Path, invoke: Invoke) -> None:
     Path("training.onnx").unlink()
     onnx.save(onnx.load("net.onnx"), "foreign.onnx")
@@ -126,6 +144,7 @@ def test_with_several_or_none_it_asks_for_one(
 ) -> None:  # fmt: skip
     several = invoke("build-engine", "--fp16")
     assert several.exit_code == 2
+    assert "error[engine.model]" in several.stderr
     assert "net.onnx, training.onnx" in several.stderr
     monkeypatch.chdir(tmp_path_factory.mktemp("bare"))
     none = invoke("build-engine", "--fp16")
@@ -171,7 +190,7 @@ def test_a_weight_beyond_fp16_is_refused_by_name(work: Path, invoke: Invoke) -> 
     result = invoke("build-engine", "large.onnx", "--fp16")
     assert result.exit_code == 65
     assert "fp16.overflow" in result.stderr
-    assert "stages.1.conv.weight" in result.stderr
+    assert "stages.1.conv" in result.stderr
     assert not Path("large.plan").exists()
 
 
@@ -201,3 +220,12 @@ def test_the_precision_gate_closes(
     assert result.exit_code == 1
     assert "engine.precision" in result.stderr
     assert not Path("gate.plan").exists()
+
+
+def test_a_file_that_is_no_model_is_not_taken_as_the_reference(
+    work: Path, invoke: Invoke
+) -> None:
+    (work / "foreign.onnx").write_bytes(b"<html>")
+    result = invoke("build-engine", "foreign.onnx")
+    assert result.exit_code == 65
+    assert "taken as the reference" not in result.stderr

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import BAD, noise, picture
-from vntools.base.errors import DataFault, IoFault, NoInput, VntoolsError
+from tests.pictures import noise, picture
+from vntools.base.errors import DataFault, VntoolsError
 from vntools.cli._shared import Console
 from vntools.export.interface import Interface, Normalization
 from vntools.models.arch import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -229,36 +229,12 @@ def test_bytes_cannot_be_normalised_on_the_host() -> None:
     assert error_of(lambda: want(raw, said())).code == "data.preprocessing"
 
 
-@pytest.mark.parametrize("name", ["absent", "notes.txt"], ids="69-missing-{}".format)
-def test_69_neither_a_folder_nor_an_npz_file(name: str, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    error = error_of(lambda: feeds_of(tmp_path / name))
-    assert isinstance(error, NoInput)
-    assert (error.code, error.exit_status) == ("calib.missing", 66)
-
-
-def test_69_no_images(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    error = error_of(lambda: feeds_of(tmp_path))
-    assert (error.code, error.exit_status) == ("calib.empty", 65)
-    assert "looked for .jpg .jpeg .png, found 0" in error.line()
-
-
 @pytest.mark.parametrize(("count", "few"), [(31, True), (32, False)])
 def test_70_few_images_are_warned_of(
     count: int, few: bool, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     feeds_of(folder, limit=count, listener=Console())
     assert ("warning[calib.few]: 31 images are few" in capsys.readouterr().err) == few
-
-
-@pytest.mark.parametrize(("name", "make"), BAD.values(), ids=BAD.keys())
-def test_71_to_80_bad_images_beyond_1_percent(name: str, make: Any, folder: Path) -> None:
-    (folder / f"c2/{name}").write_bytes(make())
-    error = error_of(lambda: list(feeds_of(folder)))
-    assert (error.code, error.exit_status) == ("calib.bad_images", 65)
-    assert "of 51 images more than 1 % cannot be used" in error.line()
-    assert name in error.line()
 
 
 def test_71_a_bad_image_in_a_hundred_is_left_out_and_told_once(
@@ -275,15 +251,6 @@ def test_71_a_bad_image_in_a_hundred_is_left_out_and_told_once(
     assert found.count("warning[calib.bad_images]: 1 of 100 images left out") == 1
     (tmp_path / "051.png").write_bytes(b"")
     assert error_of(lambda: list(feeds)).code == "calib.bad_images"
-
-
-def test_81_an_image_that_vanishes_while_others_are_read(folder: Path) -> None:
-    feeds = feeds_of(folder)
-    (folder / "c3" / "35.png").unlink()
-    error = error_of(lambda: list(feeds))
-    assert isinstance(error, IoFault)
-    assert error.exit_status == 74
-    assert "35.png" in (error.path or "")
 
 
 def arrays(count: int = 20, dtype: str = "float32") -> np.ndarray[Any, Any]:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import Result
 
 from tests.pictures import noise
+from vntools.base.artifacts import read_sidecar, write_sidecar_bytes
 from vntools.bench.devices import device_named
 from vntools.pipeline import peak
 from vntools.pipeline.inspect import onnx_floor
@@ -43,7 +44,8 @@ def test_a_plan_is_held_against_the_graph_beside_it(
     work: Path, look: Callable[..., dict[str, Any]]
 ) -> None:
     found = look("net.plan", "--device", "t4")
-    sidecar = json.loads((work / "net.plan.json").read_text())
+    sidecar = read_sidecar(work / "net.plan")
+    assert sidecar is not None
     assert found["engine"] == sidecar
     floor = found["floor"]
     assert floor["device"]["name"] == "T4"
@@ -148,12 +150,14 @@ def damage(sidecar: dict[str, Any]) -> None:
 def test_wrong_calls(
     work: Path, invoke: Invoke, words: list[str], status: int, code: str
 ) -> None:
-    sidecar = json.loads((work / "net.plan.json").read_text())
+    sidecar = read_sidecar(work / "net.plan")
+    assert sidecar is not None
     for name in ("bare", "changed", "damaged"):
         shutil.copy(work / "net.plan", work / f"{name}.plan")
-    (work / "changed.plan.json").write_text(json.dumps({**sidecar, "sha256": "0" * 64}))
+    changed = write_sidecar_bytes({**sidecar, "sha256": "0" * 64})
+    (work / "changed.plan.json").write_bytes(changed)
     damage(sidecar)
-    (work / "damaged.plan.json").write_text(json.dumps(sidecar))
+    (work / "damaged.plan.json").write_bytes(write_sidecar_bytes(sidecar))
     result = invoke("inspect", *words, "--quiet")
     assert result.exit_code == status, result.stderr
     assert f"error[{code}]" in result.stderr

@@ -50,8 +50,9 @@ def test_a_gpu_is_measured_below_what_its_vendor_says() -> None:
 
 
 def test_what_is_not_measured_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageFault, match="fp8"):
+    with pytest.raises(UsageFault, match="fp8") as e:
         measure_peak("cpu", ["fp8"])
+    assert e.value.code == "limit.measure"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Unavailable, match="no GPU"):
         measure_peak("cuda")

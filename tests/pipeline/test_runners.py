@@ -10,13 +10,14 @@ import pytest
 
 from vntools.base.errors import UsageFault
 from vntools.engine import backend
+from vntools.engine.plan import Trust
 from vntools.pipeline.bench import RUNNERS, Artifact, open_artifact
 from vntools.pipeline.listener import Mute
 
 FILES: dict[str, dict[str, Any]] = {
     "onnx": {"onnx": Path("net.onnx")},
     "ckpt": {"ckpt": Path("net.pth")},
-    "engine": {"engine": Path("net.plan"), "trust_plan": True},
+    "engine": {"engine": Path("net.plan"), "trust": Trust(any_plan=True)},
 }
 
 

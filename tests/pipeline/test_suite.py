@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.networks import narrow
+from vntools.base.errors import CannotCreate, Unavailable
 from vntools.bench.measurement import BenchOptions
 from vntools.models.arch import ARCHITECTURES
 from vntools.models.baselines import BASELINES
+from vntools.pipeline import suite
 from vntools.pipeline.listener import Mute
 from vntools.pipeline.peak import LimitOptions
 from vntools.pipeline.suite import SuiteOptions, run_suite
@@ -86,6 +89,23 @@ def test_the_table(options: SuiteOptions) -> None:
     line = next(t for t in text if t.startswith("vanillanet_5 "))
     assert "1.61" in line
     assert any("broken" in t and "not an ONNX model" in t for t in text)
+
+
+def test_a_folder_that_cannot_be_made(options: SuiteOptions) -> None:
+    options.folder.write_text("a file")
+    with pytest.raises(CannotCreate) as e:
+        run_suite(options, Mute())
+    assert e.value.code == "suite.folder"
+
+
+def test_without_timm_a_baseline_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(Unavailable, match="timm") as e:
+        suite._make_baseline("resnet18", tmp_path / "resnet18.onnx")
+    assert e.value.code == "suite.timm"
+    assert not list(tmp_path.iterdir())
 
 
 def test_published_rows() -> None:

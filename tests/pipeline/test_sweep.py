@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
+
+from vntools.base.errors import UsageFault
+from vntools.pipeline.bench import Artifact
+from vntools.pipeline.listener import Mute
+from vntools.pipeline.peak import LimitOptions
+from vntools.pipeline.sweep import Floors
 
 Invoke = Callable[..., Result]
 CPU = ("--device", "cpu", "--warm-up", "1", "--quiet")
@@ -68,6 +75,19 @@ def test_limits_give_a_floor(work: Path, invoke: Invoke) -> None:
     assert "over floor" in invoke(*words, "--batch", "1,2").stdout
 
 
+def test_a_floor_of_a_plan_needs_its_graph(work: Path) -> None:
+    def floors() -> Floors:
+        limit = LimitOptions(peak_tflops=1.0, bandwidth_gb_s=1.0)
+        runner: Any = None  # is asked for its GPU where no limit is given
+        return Floors(Artifact(engine=Path("net.plan")), limit, runner, Mute())
+
+    assert floors().of(1)
+    Path("net.onnx").unlink()
+    with pytest.raises(UsageFault, match="graph") as e:
+        floors().of(1)
+    assert e.value.code == "bench.limit"
+
+
 def test_layers_have_floors(work: Path, invoke: Invoke) -> None:
     words = ("--dump-profile", "--peak", "0.1", "--bandwidth", "10")
     result = invoke("bench", "net.onnx", *QUICK, *words, "--json")
@@ -82,6 +102,9 @@ def test_noise_and_time_limit(work: Path, invoke: Invoke) -> None:
     result = invoke("bench", "net.onnx", *QUICK, *words)
     assert result.exit_code == 0, result.stderr
     assert "Ended: time limit reached" in result.stdout
+    found = json.loads(invoke("bench", "net.onnx", *QUICK, *words, "--json").stdout)
+    warned = [w["message"] for w in found["warnings"] if w["code"] == "bench.measurement"]
+    assert any("time limit" in text for text in warned)
 
 
 def test_streams_on_a_cpu(work: Path, invoke: Invoke) -> None:

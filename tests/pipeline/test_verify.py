@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.graphs import onnx_bytes
+from vntools.base.artifacts import write_sidecar_bytes
 from vntools.base.errors import CheckFailed, UsageFault
 from vntools.pipeline import artifact_facts as module
 from vntools.pipeline.bench import Artifact
@@ -87,9 +88,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     opened: list[Artifact] = []
 
     def use(runner: Fake) -> list[Artifact]:
-        def describe(artifact: Artifact, listener: Any) -> tuple[Runner, dict[str, str]]:
+        def describe(artifact: Artifact, listener: Any) -> tuple[Runner, dict[str, str], Any]:
             opened.append(artifact)
-            return (runner, {}) if artifact.engine is not None else real(artifact, listener)
+            return (runner, {}, None) if artifact.engine else real(artifact, listener)
 
         monkeypatch.setattr(module, "open_described", describe)
         return opened
@@ -98,11 +99,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def sidecar(plan: Path, precision: str, most: int = 8, least: int = 1) -> None:
-    profile = f'{{"x": {{"min": [{least}, 6], "opt": [1, 6], "max": [{most}, 6]}}}}'
-    (plan.parent / "a.plan.json").write_text(
-        f'{{"schema": 1, "sha256": "{"0" * 64}", "precision": "{precision}", '
-        f'"profile": {profile}}}'
-    )
+    profile = {"x": {"min": [least, 6], "opt": [1, 6], "max": [most, 6]}}
+    record = {"schema": 1, "sha256": "0" * 64, "precision": precision, "profile": profile}
+    (plan.parent / "a.plan.json").write_bytes(write_sidecar_bytes(record))
 
 
 def test_a_plan_comes_first_and_has_its_own_device(files: tuple[Path, Path], fake) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -46,18 +47,68 @@ def by_struct(x: float) -> float:
     return struct.unpack("<e", struct.pack("<e", x))[0]
 
 
+def as_ieee_has_it(weights: np.ndarray, cast: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether a cast is to the bit that of IEEE 754, or refuses what float16 cannot hold."""
+    fits = np.isfinite(weights).all() and np.abs(weights).max() < 65520
+    try:
+        got = cast(weights)
+    except DataFault:
+        return not fits
+    if not fits or got.dtype != np.float16:
+        return False
+    want = np.array([by_struct(float(w)) for w in weights], np.float16)
+    return np.array_equal(got.view(np.uint16), want.view(np.uint16))
+
+
 @settings(max_examples=150)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
 def test_every_bit_pattern_is_rounded_to_nearest_even_or_refused(patterns: list[int]) -> None:
-    weights = np.array(patterns, np.uint32).view(np.float32)
-    if np.isfinite(weights).all() and np.abs(weights).max() < 65520:
-        got = narrowed(weights)
-        want = [by_struct(float(w)) for w in weights]
-        assert got.dtype == np.float16
-        assert np.array_equal(got.view(np.uint16), np.array(want, np.float16).view(np.uint16))
-    else:
-        with pytest.raises(DataFault):
-            narrowed(weights)
+    assert as_ieee_has_it(np.array(patterns, np.uint32).view(np.float32), narrowed)
+
+
+def lifted(weights: np.ndarray) -> np.ndarray:
+    tiny = (weights != 0) & (np.abs(weights) < 1e-7)
+    return narrowed(np.where(tiny, np.copysign(np.float32(1e-7), weights), weights))
+
+
+def cut(weights: np.ndarray) -> np.ndarray:
+    """Towards zero."""
+    narrow = narrowed(weights)
+    beyond = np.abs(narrow.astype(np.float32)) > np.abs(weights)
+    return np.where(beyond, np.nextafter(narrow, np.float16(0)), narrow)
+
+
+def half_away(weights: np.ndarray) -> np.ndarray:
+    """To nearest, ties away from zero."""
+    return narrowed(np.nextafter(weights, np.copysign(np.float32(np.inf), weights)))
+
+
+def flushed(weights: np.ndarray) -> np.ndarray:
+    narrow = narrowed(weights)
+    return np.where(np.abs(narrow) < 2.0**-14, np.copysign(np.float16(0), narrow), narrow)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda w: narrowed(np.clip(w, -1e4, 1e4)),
+        lambda w: narrowed(np.clip(w, -65504, 65504)),
+        lambda w: narrowed(np.nan_to_num(w, nan=0.0, posinf=3e38, neginf=-3e38)),
+        lambda w: w.astype(np.float16),
+        lambda w: narrowed(w + np.float32(0)),
+        lifted, cut, half_away, flushed,
+    ],
+    ids=["clamped-at-1e4", "clamped", "nan-as-0", "inf-let-through", "no-minus-0", "lifted",
+         "cut", "half-away", "flushed"],
+)  # fmt: skip
+def test_the_check_sees_casts_that_are_wrong(
+    wrong: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    ends = (65504, 65519, 65520, 2.0**-24, 2.0**-25, np.inf, np.nan, 0.0, 1e-8, 20000, 1e-5)
+    weights = np.array([s * e for e in ends for s in (1, -1)], np.float32)
+    assert all(as_ieee_has_it(w, narrowed) for w in weights[:, None])
+    with np.errstate(over="ignore"):
+        assert not all(as_ieee_has_it(w, wrong) for w in weights[:, None])
 
 
 @settings(max_examples=100)
@@ -107,6 +158,14 @@ def test_what_float16_cannot_hold_is_refused_by_its_layer(weight: float) -> None
     with pytest.raises(DataFault, match=r"beyond float16's 65504: layer .largest") as e:
         to_floats(model_of(np.array([1.0, weight, 2.0])))
     assert e.value.code == "fp16.overflow"
+
+
+def test_what_rounds_beyond_bfloat16_is_refused() -> None:
+    largest = 3.3895313892515355e38
+    assert to_floats(model_of(np.array([1.0, largest])), "bf16").flushed == 0
+    with pytest.raises(DataFault, match="beyond bfloat16's") as e:
+        to_floats(model_of(np.array([1.0, 3.4e38])), "bf16")
+    assert e.value.code == "bf16.overflow"
 
 
 def test_a_constant_in_a_node_is_refused_too() -> None:

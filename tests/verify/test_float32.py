@@ -63,5 +63,6 @@ def test_a_fault_of_the_feeds_is_not_onnx_runtimes() -> None:
     assert next(outputs)["y"].shape == (2, 3)
     with pytest.raises(ZeroDivisionError):
         next(outputs)
-    with pytest.raises(InternalFault, match="ONNX Runtime failed"):
+    with pytest.raises(InternalFault, match="ONNX Runtime failed") as e:
         next(stream_float32(model, [{"x": np.zeros(3, np.float32)}]))
+    assert e.value.code == "verify.run"

@@ -15,6 +15,9 @@ __all__ = [
     "SEAL_KEY",
     "check_output",
     "data_path",
+    "hash_and_sealed",
+    "identity",
+    "open_regular",
     "published",
     "published_with_data",
     "read_input",
@@ -23,6 +26,7 @@ __all__ = [
     "seal",
     "seal_and_hash",
     "sealed",
+    "sha256_and_identity",
     "sha256_bytes",
     "sha256_file",
     "sidecar_path",
@@ -31,11 +35,9 @@ __all__ = [
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Generator
@@ -44,6 +46,14 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
+from vntools.base._temporary import (
+    fsync_folder,
+    link_new,
+    open_temp,
+    remove,
+    sweep,
+    temp_name,
+)
 from vntools.base.errors import (
     CannotCreate,
     DataFault,
@@ -57,7 +67,6 @@ from vntools.base.errors import (
 
 SEAL_KEY = "vntools.sha256"
 _CHUNK = 1 << 24  # bytes
-_TEMP_SUFFIX = ".vntmp"
 _DATA_SUFFIX = ".data"
 
 
@@ -67,20 +76,36 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces.
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    return sha256_and_identity(path)[0]
 
-    Large ones: in a thread each piece has to win the interpreter's lock back.
+
+def sha256_and_identity(path: str | os.PathLike[str]) -> tuple[str, tuple[int, ...]]:
+    """Hexadecimal SHA-256 of a file, and which file it was; see :func:`identity`.
+
+    It is read in large pieces: in a thread each has to win the interpreter's lock back.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
-    with _open_regular(path) as f:
+    with open_regular(path) as f:
         while size := f.readinto(buffer):
             digest.update(buffer[:size])
-    return digest.hexdigest()
+        return digest.hexdigest(), identity(f)
+
+
+def identity(file: IO[bytes]) -> tuple[int, ...]:
+    """What changes when a file is replaced or written: device, inode, size, times."""
+    s = os.fstat(file.fileno())
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 
 @contextlib.contextmanager
-def _open_regular(path: str | os.PathLike[str]) -> Generator[BufferedReader, None, None]:
-    """Open a regular file for reading; a FIFO or a device is refused and never waited for."""
+def open_regular(path: str | os.PathLike[str]) -> Generator[BufferedReader, None, None]:
+    """Open a regular file for reading; a FIFO or a device is refused and never waited for.
+
+    Raises:
+        NoInput: absent (``input.missing``) or not regular (``input.not_regular``).
+        NoPermission: unreadable.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
@@ -104,13 +129,13 @@ def require_file(path: str | os.PathLike[str]) -> Path:
         NoInput: absent (``input.missing``) or not regular (``input.not_regular``).
         NoPermission: unreadable.
     """
-    with _open_regular(path):
+    with open_regular(path):
         return Path(path)
 
 
 def read_input(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file; errors as :func:`require_file`."""
-    with _open_regular(path) as f:
+    with open_regular(path) as f:
         return f.read()
 
 
@@ -132,7 +157,7 @@ def seal(onnx_bytes: bytes) -> bytes:
     return _seal_field(sha256_bytes(onnx_bytes))
 
 
-def seal_and_hash(onnx_bytes: bytes) -> tuple[bytes, str]:
+def seal_and_hash(onnx_bytes: bytes | memoryview) -> tuple[bytes, str]:
     """The seal of a serialised model, and the SHA-256 of the two together."""
     digest = hashlib.sha256(onnx_bytes)
     tail = _seal_field(digest.hexdigest())
@@ -140,9 +165,17 @@ def seal_and_hash(onnx_bytes: bytes) -> tuple[bytes, str]:
     return tail, digest.hexdigest()
 
 
+def hash_and_sealed(onnx_bytes: bytes) -> tuple[str, bool]:
+    """The SHA-256 of an ONNX file, and whether it ends with a seal that matches its bytes."""
+    tail, digest = seal_and_hash(memoryview(onnx_bytes)[:-_SEAL_LENGTH])
+    if onnx_bytes.endswith(tail):
+        return digest, True
+    return sha256_bytes(onnx_bytes), False
+
+
 def sealed(path: str | os.PathLike[str]) -> bool:
     """Whether an ONNX file ends with a seal that matches its bytes."""
-    with contextlib.suppress(VntoolsError), _open_regular(path) as f:
+    with contextlib.suppress(VntoolsError), open_regular(path) as f:
         left = os.fstat(f.fileno()).st_size - _SEAL_LENGTH
         if left < 0:
             return False
@@ -164,39 +197,59 @@ def sidecar_path(plan: str | os.PathLike[str]) -> Path:
     return Path(os.fspath(plan) + ".json")
 
 
+def _sidecar_seal(body: bytes) -> bytes:
+    """The end of a sidecar: a last key that holds the digest of all before it."""
+    return f',\n "seal": "{sha256_bytes(body)}"\n}}\n'.encode("ascii")
+
+
 def write_sidecar_bytes(record: dict[str, Any]) -> bytes:
-    """A record as the bytes of a sidecar: JSON, ASCII, keys as given, one final newline."""
-    return (json.dumps(record, indent=1) + "\n").encode("ascii")
+    """A record as the bytes of a sidecar: JSON, ASCII, keys as given, sealed."""
+    body = json.dumps(record, indent=1).removesuffix("\n}").encode("ascii")
+    return body + _sidecar_seal(body)
 
 
 def read_sidecar(plan: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The sidecar of a plan, or None where there is none.
 
     Raises:
-        DataFault: ``plan.manifest``, where it is not a vntools sidecar.
+        DataFault: ``plan.manifest``, where it is not a sidecar as vntools wrote it.
     """
     path = sidecar_path(plan)
     if not path.exists():
         return None
+    data = read_input(path)
+    body = data[: -len(_sidecar_seal(b""))]
     try:
-        record = json.loads(read_input(path))
-        if not (
-            isinstance(record, dict) and record["schema"] == 1 and len(record["sha256"]) == 64
-        ):
+        record = json.loads(data) if data == body + _sidecar_seal(body) else {}
+        if not (record["schema"] == 1 and len(record["sha256"]) == 64):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DataFault(
             "plan.manifest",
-            "not a sidecar that vntools wrote",
+            "not a sidecar as vntools wrote it",
             hint="rebuild the plan with vntools build-engine",
             path=path,
         ) from e
+    del record["seal"]
     return record
 
 
 def data_path(model: str | os.PathLike[str]) -> Path:
     """Where the weights of a large model lie: ``NAME.onnx.data`` beside ``NAME.onnx``."""
     return Path(os.fspath(model) + _DATA_SUFFIX)
+
+
+def _try_to_write_beside(target: Path) -> None:
+    """Whether a file can be made there; of root, and of some file systems, only this tells.
+
+    Raises:
+        OSError: it cannot.
+    """
+    probe = temp_name(target)
+    try:
+        open_temp(probe).close()
+    finally:
+        remove(probe)
 
 
 def _ours(path: Path) -> bool:
@@ -256,8 +309,7 @@ def check_output(
                     f"--out would overwrite the input {quoted(other)}",
                     path=path,
                 )
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise from_os_error(OSError(errno.EACCES, ""), path, writing=True)
+        _try_to_write_beside(target)
         if target.exists() and not force and not _ours(target):
             raise CannotCreate(
                 "out.exists",
@@ -270,49 +322,6 @@ def check_output(
     except OSError as e:
         raise from_os_error(e, path, writing=True) from e
     return target
-
-
-def _temp_stem(target: Path) -> str:
-    """What the names of the temporaries of ``target`` begin with, cut to leave room."""
-    return os.fsdecode(b"." + os.fsencode(target.name)[:200] + b".")
-
-
-def _sweep(target: Path) -> None:
-    """Remove temporaries of ``target`` that no living process holds a lock on."""
-    stem = _temp_stem(target)
-    for name in os.listdir(target.parent):
-        if not (name.startswith(stem) and name.endswith(_TEMP_SUFFIX)):
-            continue
-        with contextlib.suppress(OSError):
-            fd = os.open(target.parent / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(target.parent / name)
-            finally:
-                os.close(fd)
-
-
-def _open_temp(target: Path) -> tuple[Path, int]:
-    """A new, locked file beside ``target``: its path and descriptor."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        temp = target.parent / f"{_temp_stem(target)}{secrets.token_hex(6)}{_TEMP_SUFFIX}"
-        fd = os.open(temp, flags, 0o666)
-        with contextlib.suppress(
-            OSError
-        ):  # a file system without locks: nothing is swept there
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return temp, fd
-        os.close(fd)  # another process swept it between the two calls
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclass(frozen=True)
@@ -335,7 +344,7 @@ class _Staged:
         if self.replace:
             os.replace(self.temp, self.target)
         else:
-            _link_new(self.temp, self.target)
+            link_new(self.temp, self.target)
 
 
 @contextlib.contextmanager
@@ -343,28 +352,24 @@ def _staged(
     path: str | os.PathLike[str], *, force: bool, size_hint: int = 0
 ) -> Generator[_Staged, None, None]:
     """A temporary beside ``path`` that is gone when the block ends, and the errors on it."""
+    replaced = os.path.exists(path)  # what appears from here on is nobody's to replace
     target = check_output(path, force=force)
-    replaced = target.exists()
+    temp = temp_name(target)
     try:
-        _sweep(target)
-        temp, fd = _open_temp(target)
-    except OSError as e:
-        raise from_os_error(e, path, writing=True) from e
-    try:
-        with os.fdopen(fd, "w+b") as f:
+        sweep(target)
+        with open_temp(temp) as f:
             if replaced:
-                os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
+                os.fchmod(f.fileno(), stat.S_IMODE(target.stat().st_mode))
             if size_hint:
-                os.posix_fallocate(fd, 0, size_hint)
+                os.posix_fallocate(f.fileno(), 0, size_hint)
             yield _Staged(f, temp, target, force or replaced)
-        _fsync_folder(target.parent)
+        fsync_folder(target.parent)
     except OSError as e:
         if e.errno == errno.ENOSPC and size_hint:
             raise _no_space(target, size_hint) from e
         raise from_os_error(e, path, writing=True) from e
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temp)
+        remove(temp)
 
 
 @contextlib.contextmanager
@@ -377,11 +382,16 @@ def published(
     (or, where a file may be replaced, renamed) into place. ``size_hint`` bytes are reserved
     first, so a full disk is found before the work of writing; the file ends where the block
     leaves off. Whether an existing file may be replaced is decided as in :func:`check_output`.
+    Weights that lie beside a model of ours go with it when it is replaced.
     """
     with _staged(path, force=force, size_hint=size_hint) as staged:
         yield staged.file
         staged.finish()
+        data = data_path(staged.target)
+        stale = staged.replace and data.is_file() and _ours(data)
         staged.place()
+        if stale:
+            remove(data)
 
 
 @contextlib.contextmanager
@@ -392,7 +402,8 @@ def published_with_data(
 
     As :func:`published`; ``size_hint`` is of the weights. Two names cannot appear at once: an
     old model goes first and the new one comes last, so that no model ever lies beside weights
-    that are not its own.
+    that are not its own. After an error both old files are back; a process that is killed in
+    that moment may leave no model.
     """
     real = os.path.realpath(path)
     with (
@@ -402,15 +413,40 @@ def published_with_data(
         yield model.file, data.file
         model.finish()
         data.finish()
-        if model.replace:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(model.target)
-        data.place()
-        try:
+        with _set_aside(model, data):
+            data.place()
             model.place()
-        except BaseException:
-            os.unlink(data.target)
-            raise
+
+
+@contextlib.contextmanager
+def _set_aside(*files: _Staged) -> Generator[None, None, None]:
+    """Without the old files that may be replaced; after an error they are back, as before."""
+    asides = [(staged, temp_name(staged.target)) for staged in files]
+    placed = False
+    with contextlib.ExitStack() as stack:
+        for _, aside in asides:
+            stack.callback(remove, aside)
+        try:
+            for staged, aside in asides:
+                if staged.replace:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(staged.target, aside)
+            yield
+            placed = True
+        finally:
+            if not placed:
+                for staged, aside in reversed(asides):
+                    _put_back(staged, aside)
+
+
+def _put_back(staged: _Staged, aside: Path) -> None:
+    """Undo what was placed, and what was set aside before it."""
+    if os.path.lexists(aside):
+        os.replace(aside, staged.target)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.stat(staged.target), os.fstat(staged.file.fileno())):
+            os.unlink(staged.target)
 
 
 def _no_space(target: Path, size_bytes: int) -> IoFault:
@@ -422,23 +458,3 @@ def _no_space(target: Path, size_bytes: int) -> IoFault:
         hint="free some space or write elsewhere",
         path=target,
     )
-
-
-def _link_new(temp: Path, target: Path) -> None:
-    """Give ``temp`` its final name unless that name was taken meanwhile."""
-    try:
-        os.link(temp, target)
-    except FileExistsError as e:
-        raise CannotCreate(
-            "out.exists", "appeared while vntools was working", hint="use --force", path=target
-        ) from e
-    except OSError as e:
-        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        # A file system without hard links: claim the name, then rename over the claim.
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        try:
-            os.replace(temp, target)
-        except BaseException:
-            os.unlink(target)
-            raise

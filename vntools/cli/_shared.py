@@ -82,7 +82,7 @@ class Console:
         json.dumps(record, allow_nan=False)
         self._record = record
         if not self.json:
-            click.echo(text)
+            click.echo("\n".join(map(printable, text.split("\n"))))
 
     def document(self, error: VntoolsError | None = None) -> str:
         """The one JSON document of a command: record and warnings, and the error if any."""
@@ -147,7 +147,8 @@ class Console:
                 self._bar = None
 
     def _say(self, line: str) -> None:
-        click.echo(line, err=True)
+        with contextlib.suppress(OSError):  # nobody reads it; the work goes on
+            click.echo(line, err=True)
 
 
 def _no_advance(n: int = 1, total: int | None = None) -> None:

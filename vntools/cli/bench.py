@@ -14,6 +14,7 @@ import click
 
 from vntools.base.errors import CheckFailed, UsageFault
 from vntools.cli._shared import Console, json_option
+from vntools.cli._trust import trust_options
 
 if TYPE_CHECKING:
     from vntools.bench.measurement import BenchOptions
@@ -62,7 +63,7 @@ def _percent(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
               show_default=True, help="auto: a GPU where one answers.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="On a CPU.")
-@click.option("--trust-plan", is_flag=True, help="Load a plan that has no sidecar.")
+@trust_options
 @click.option("--batch", "batches", default="1", show_default=True, metavar="N[,N]",
               callback=_numbers(int, "1,8,64"), help="Images in a query.")  # fmt: skip
 @click.option("--streams", "--infStreams", type=click.IntRange(1), default=1,
@@ -181,6 +182,7 @@ def _artifacts(given: dict[str, Any]) -> dict[str, Artifact]:
         NoInput: a file is missing.
     """
     from vntools.base.artifacts import require_file
+    from vntools.engine.plan import Trust
     from vntools.pipeline.bench import RUNNERS, Artifact, kind_of
 
     asked = [(given[kind], kind) for kind in _KINDS if given[kind] is not None]
@@ -202,7 +204,7 @@ def _artifacts(given: dict[str, Any]) -> dict[str, Artifact]:
             **{kind or kind_of(file): file},
             device=given["device"],
             threads=given["threads"],
-            trust_plan=given["trust_plan"],
+            trust=Trust(given["trust_plan"], given["sha256"]),
             cuda_graph=given["cuda_graph"],
             runner=runner,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from vntools.cli._shared import Console, json_option
+from vntools.cli._trust import trust_options
 
 
 @click.command()
@@ -34,7 +35,7 @@ from vntools.cli._shared import Console, json_option
               show_default=True, help="auto: a GPU where one answers.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="On a CPU.")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Threads that decode.")
-@click.option("--trust-plan", is_flag=True, help="Load a plan that has no sidecar.")
+@trust_options
 @json_option
 @click.pass_obj
 def command(
@@ -54,6 +55,7 @@ def command(
     threads: int | None,
     workers: int | None,
     trust_plan: bool,
+    sha256: tuple[str, ...],
 ) -> None:
     """Measure top-1 and top-5 with the preprocessing of the artifact.
 
@@ -61,9 +63,10 @@ def command(
     processes, each with a GPU of its own where there are GPUs.
     """
     from vntools.base.artifacts import require_file
+    from vntools.engine.plan import Trust
     from vntools.pipeline.bench import Artifact
 
-    artifact = Artifact(engine, onnx, ckpt, device, threads, trust_plan)
+    artifact = Artifact(engine, onnx, ckpt, device, threads, Trust(trust_plan, sha256))
     require_file(artifact.path)
     from vntools.pipeline.evaluate import EvalOptions, evaluate
     from vntools.report.evaluation import evaluation_text

@@ -12,10 +12,14 @@ from vntools.cli._shared import Console, json_option
 
 
 @click.command()
-@click.option("--ckpt", type=Path, required=True, metavar="FILE", help="Checkpoint (.pth).")
+@click.option(
+    "--ckpt", type=Path, required=True, metavar="FILE", help="Checkpoint (.pth, .safetensors)."
+)
 @click.option("--out", type=Path, required=True, metavar="FILE", help="ONNX file to write.")
 @click.option("--arch", metavar="NAME", help="Architecture, where the file does not tell.")
 @click.option("--key", metavar="NAME", help="Weights to use (default: model_ema, else model).")
+@click.option("--num-classes", type=click.IntRange(1), metavar="N",
+              help="What the head must have.")  # fmt: skip
 @click.option(
     "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Height and width."
 )
@@ -43,6 +47,7 @@ def command(
     out: Path,
     arch: str | None,
     key: str | None,
+    num_classes: int | None,
     image_size: int | None,
     batch: int | None,
     opset: int | None,
@@ -62,6 +67,7 @@ def command(
         out,
         arch=arch,
         key=key,
+        num_classes=num_classes,
         image_size=image_size,
         batch=batch,
         opset=opset,

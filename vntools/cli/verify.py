@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from vntools.cli._shared import Console, json_option
+from vntools.cli._trust import trust_options
 
 
 @click.command()
@@ -25,7 +26,7 @@ from vntools.cli._shared import Console, json_option
               show_default=True, help="Of all but plans; auto: a GPU if any.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(0, 1, max_open=True), metavar="REL",
               help="Relative L2 to allow; default: by precision.")  # fmt: skip
-@click.option("--trust-plan", is_flag=True, help="Load a plan that has no sidecar.")
+@trust_options
 @json_option
 @click.pass_obj
 def command(
@@ -38,12 +39,15 @@ def command(
     device: str,
     tolerance: float | None,
     trust_plan: bool,
+    sha256: tuple[str, ...],
 ) -> None:
     """Compare the outputs of any two artifacts, within what their precision allows."""
+    from vntools.engine.plan import Trust
     from vntools.pipeline.verify import VerifyOptions, verify
     from vntools.report.verification import verified_text
 
-    options = VerifyOptions(path, against, data, batch, limit, device, trust_plan, tolerance)
+    trust = Trust(trust_plan, sha256)
+    options = VerifyOptions(path, against, data, batch, limit, device, trust, tolerance)
     done = verify(options, console)
     console.result(done.to_record(), verified_text(done))
     done.require()

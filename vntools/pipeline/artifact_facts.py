@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vntools.base.artifacts import read_input, read_sidecar
+from vntools.base.artifacts import read_sidecar
 from vntools.base.errors import DataFault
 from vntools.pipeline.bench import Artifact, Kind, open_described
 from vntools.pipeline.listener import Listener
@@ -66,9 +66,9 @@ def open_with_facts(artifact: Artifact, listener: Listener) -> tuple[Runner, Fac
     Raises:
         VntoolsError: as :func:`vntools.pipeline.bench.open_described` and :func:`facts_of`.
     """
-    runner, metadata = open_described(artifact, listener)
+    runner, metadata, model = open_described(artifact, listener)
     kind: Kind = "ckpt" if artifact.ckpt else "onnx" if artifact.onnx else "engine"
-    return runner, facts_of(artifact.path, kind, metadata)
+    return runner, facts_of(artifact.path, kind, metadata, model)
 
 
 def usual_batch(facts: Iterable[Facts]) -> int:
@@ -79,16 +79,16 @@ def usual_batch(facts: Iterable[Facts]) -> int:
     return size
 
 
-def facts_of(path: Path, kind: Kind, metadata: Mapping[str, str]) -> Facts:
-    """What the file says, beside the ``metadata`` that came with its runner.
+def facts_of(
+    path: Path, kind: Kind, metadata: Mapping[str, str], model: onnx.ModelProto | None = None
+) -> Facts:
+    """What the file says, beside the ``metadata`` and ``model`` that came with its runner.
 
     Raises:
-        DataFault: ``onnx.format``, ``plan.manifest``.
+        DataFault: ``plan.manifest``.
     """
-    if kind == "ckpt":
-        return Facts(path, "fp32", metadata)
-    if kind == "onnx":
-        return Facts(path, _of_onnx(path), metadata)
+    if kind != "engine":
+        return Facts(path, "fp32" if model is None else _precision(model), metadata)
     sidecar = read_sidecar(path) or {}
     try:
         shapes = [(s["min"][0], s["max"][0]) for s in sidecar.get("profile", {}).values()]
@@ -102,16 +102,6 @@ def facts_of(path: Path, kind: Kind, metadata: Mapping[str, str]) -> Facts:
         ) from e
     batches = (max(lows), min(highs)) if shapes else None
     return Facts(path, str(sidecar.get("precision", "as built")), metadata, batches)
-
-
-def _of_onnx(path: Path) -> str:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return _precision(onnx.ModelProto.FromString(read_input(path)))
-    except DecodeError as e:
-        raise DataFault("onnx.format", "not an ONNX model", path=path) from e
 
 
 def _precision(model: onnx.ModelProto) -> str:

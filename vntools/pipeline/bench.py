@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vntools.base.artifacts import read_input, read_sidecar, require_file
-from vntools.base.errors import DataFault, UsageFault
+from vntools.base.artifacts import read_sidecar, require_file
+from vntools.base.errors import DataFault, UsageFault, quoted
 from vntools.engine.backend import PLAN_MAGIC
+from vntools.engine.plan import SIDECAR_ONLY, Trust
 from vntools.pipeline.listener import Listener
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
     from vntools.models.checkpoint import Checkpoint
@@ -56,7 +58,7 @@ class Artifact:
         device: ``cpu``, ``cuda``, or ``auto``: a GPU where one answers. There is no fallback:
             where that backend cannot run, it is an error.
         threads: on a CPU; None is one a core.
-        trust_plan: load a plan without a sidecar.
+        trust: what the user vouches for, of a plan.
         cuda_graph: replay a CUDA graph where a plan can be captured.
         runner: one of ``RUNNERS``, or ``auto``: for an ONNX file ONNX Runtime's CPU or CUDA
             provider, for a checkpoint PyTorch eagerly, as ``device`` says.
@@ -67,7 +69,7 @@ class Artifact:
     ckpt: Path | None = None
     device: str = "auto"
     threads: int | None = None
-    trust_plan: bool = False
+    trust: Trust = SIDECAR_ONLY
     cuda_graph: bool = True
     runner: str = "auto"
 
@@ -125,8 +127,10 @@ def open_artifact(artifact: Artifact, listener: Listener) -> Runner:
     return _opened(artifact, listener)[0]
 
 
-def open_described(artifact: Artifact, listener: Listener) -> tuple[Runner, dict[str, str]]:
-    """The runner of an artifact, still to be entered, and the artifact's metadata.
+def open_described(
+    artifact: Artifact, listener: Listener
+) -> tuple[Runner, dict[str, str], onnx.ModelProto | None]:
+    """The runner of an artifact, still to be entered, its metadata, and an ONNX file's model.
 
     The metadata of a plan is in its sidecar; that of a checkpoint is what an ONNX file
     exported from it has, as far as its images are concerned.
@@ -138,29 +142,36 @@ def open_described(artifact: Artifact, listener: Listener) -> tuple[Runner, dict
     if source is None:
         model = (read_sidecar(artifact.path) or {}).get("model")
         held = model.items() if isinstance(model, dict) else ()
-        return runner, {f"vntools.{key}": str(value) for key, value in held}
-    if isinstance(source, bytes):
-        return runner, _metadata(source)
+        return runner, {f"vntools.{key}": str(value) for key, value in held}, None
+    from vntools.models.checkpoint import Checkpoint
+
+    if not isinstance(source, Checkpoint):
+        return runner, {p.key: p.value for p in source.metadata_props}, source
     from vntools.export.interface import Interface
 
     said = {**asdict(source.preprocessing), **Interface().to_record()}
-    return runner, {"vntools.preprocessing": json.dumps(said)}
+    return runner, {"vntools.preprocessing": json.dumps(said)}, None
 
 
 def _opened(
     artifact: Artifact, listener: Listener
-) -> tuple[Runner, bytes | Checkpoint | None]:
-    """The runner, and what it was made of: an ONNX file's bytes, a checkpoint, or a plan."""
+) -> tuple[Runner, onnx.ModelProto | Checkpoint | None]:
+    """The runner, and what it was made of: an ONNX model, a checkpoint, or a plan."""
     path = require_file(artifact.path)
     runner, on_gpu = _choice(artifact)
     if artifact.engine is not None:
         from vntools.runtime.trt_runner import open_plan
 
-        plan = open_plan(path, trust_plan=artifact.trust_plan, cuda_graph=artifact.cuda_graph)
+        plan = open_plan(path, artifact.trust, cuda_graph=artifact.cuda_graph)
+        if artifact.trust.any_plan:
+            listener.note(f"trusting {quoted(path)}, SHA-256 {plan.details['sha256']}")
         return plan, None
     if artifact.onnx is not None:
-        data = read_input(path)
-        return _onnx_runner(runner, data, artifact.threads, on_gpu=on_gpu), data
+        from vntools.export.load import admit, read_onnx
+
+        data = read_onnx(path)
+        model = admit(data, path)
+        return _onnx_runner(runner, data, artifact.threads, on_gpu=on_gpu), model
     from vntools.models.checkpoint import load_checkpoint, to_module
 
     checkpoint = load_checkpoint(path)
@@ -234,14 +245,3 @@ def _torch_runner(
     if on_gpu:
         return (TorchCompileCudaRunner if compiled else TorchCudaRunner)(module, shape)
     return (TorchCompileRunner if compiled else TorchRunner)(module, shape, threads=threads)
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Of an ONNX file; none of what is no ONNX file, which its runner will say."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return {p.key: p.value for p in onnx.ModelProto.FromString(data).metadata_props}
-    except DecodeError:
-        return {}

@@ -6,6 +6,7 @@ __all__ = ["Judge", "Labelled", "Measured", "Probe", "Step", "Trial", "answers",
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,14 +67,13 @@ class Probe:
     Args:
         model: the float32 graph.
         feeds: batches of inputs; as many are taken as a quarter of a GiB holds.
-        images: at most so many.
 
     Attributes:
         feeds: the inputs.
         images: how many there are.
     """
 
-    def __init__(self, model: ir.Model, feeds: Feeds, *, images: int | None = None) -> None:
+    def __init__(self, model: ir.Model, feeds: Feeds) -> None:
         from vntools.verify.float32 import stream_float32
 
         self.feeds: list[dict[str, NDArray[Any]]] = []
@@ -91,11 +91,16 @@ class Probe:
             arrays = (*self.feeds[-1].values(), *want.values())
             size += sum(a.nbytes for a in arrays)
             self._rows.append(len(arrays[0]))
-            if size >= _KEPT_BYTES or (images is not None and sum(self._rows) >= images):
+            if size >= _KEPT_BYTES:
                 break
         else:
             self._rows[-1] -= sum(self._rows) - feeds.images  # what fills the last batch
         self.images = sum(self._rows)
+
+    def first(self, images: int) -> list[dict[str, NDArray[Any]]]:
+        """Inputs: as many whole batches as hold ``images``, or all."""
+        before = accumulate(self._rows, initial=0)
+        return [f for f, seen in zip(self.feeds, before, strict=False) if seen < images]
 
     def measure(self, model: ir.Model, *, images: int | None = None) -> Measured:
         """A typed graph's outputs against the float32 graph's.
@@ -216,7 +221,7 @@ class Judge:
 
     Args:
         model: the float32 graph.
-        feeds: calibration images.
+        probe: of calibration images.
         max_drop: points; None allows anything.
         labelled: images that the points are of; without, they are points of disagreement, and
             relative L2 is held to 10 %.
@@ -225,13 +230,12 @@ class Judge:
     def __init__(
         self,
         model: ir.Model,
-        feeds: Feeds,
+        probe: Probe,
         max_drop: float | None,
         *,
         labelled: Labelled | None = None,
     ) -> None:
-        self._probe = Probe(model, feeds)
-        self._max_drop, self._labelled = max_drop, labelled
+        self._probe, self._max_drop, self._labelled = probe, max_drop, labelled
         self._right = labelled.top1(model)[0] if labelled else 0
 
     def measure(self, model: ir.Model) -> Measured:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vntools.base.artifacts import (
     SEAL_KEY,
     check_output,
+    hash_and_sealed,
     published,
     read_input,
     require_file,
@@ -155,17 +156,17 @@ def build_engine(options: EngineOptions, listener: Listener) -> EngineBuilt:
         timing_cache=options.timing_cache,
     )
     phase = Stopwatch(listener)
-    from vntools.export.load import parse_onnx, refuse_control_flow, refuse_training
+    from vntools.export.gate import check_buildable
+    from vntools.export.load import parse_stranger, read_onnx
     from vntools.export.naming import name_nodes
 
     with phase("load"):
-        data = read_input(options.model)
-        digest = sha256_bytes(data)
-        if not sealed(options.model):
+        data = read_onnx(options.model)
+        digest, ours = hash_and_sealed(data)
+        model = parse_stranger(data, options.model)
+        check_buildable(model, options.model)
+        if not ours:
             listener.note("vntools did not write this ONNX file; it is taken as the reference")
-        model = parse_onnx(data, options.model)
-        refuse_control_flow(model.graph, options.model)
-        refuse_training(model.graph, options.model)
         name_nodes(model.graph)
     graph = typed(model, options, digest, listener, phase)
     metadata = {k: v for k, v in graph.model.metadata_props.items() if k != SEAL_KEY}

@@ -27,9 +27,9 @@ from vntools.base.artifacts import (
     published,
     require_file,
     seal_and_hash,
-    sha256_file,
+    sha256_and_identity,
 )
-from vntools.base.errors import UsageFault
+from vntools.base.errors import IoFault, UsageFault, printable
 from vntools.base.provenance import version_of
 from vntools.base.tolerance import Tolerance
 from vntools.pipeline.listener import Listener, Stopwatch
@@ -64,6 +64,7 @@ class ExportOptions:
         ckpt: a checkpoint in the released format, training or deploy form.
         out: the ONNX file to write.
         arch, key, image_size: where the file does not tell, or to override it.
+        num_classes: what the head must have.
         batch: a fixed batch; None leaves it dynamic.
         opset: of the ONNX domain; None takes the newest that TensorRT 10 and 11 parse.
         merge: whether the graph passes run; without them the training graph is only tidied.
@@ -78,6 +79,7 @@ class ExportOptions:
     out: Path
     arch: str | None = None
     key: str | None = None
+    num_classes: int | None = None
     image_size: int | None = None
     batch: int | None = None
     opset: int | None = None
@@ -152,7 +154,7 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
     keep_memory()
     share_cores()
     with beside() as pool, _uncollected():
-        digest = pool.submit(sha256_file, options.ckpt)
+        hashing = pool.submit(sha256_and_identity, options.ckpt)
         with phase("load"):
             interface = _interface(options)
             checkpoint, module = _load(options, listener)
@@ -164,7 +166,10 @@ def export(options: ExportOptions, listener: Listener) -> Exported:
             opset = options.opset or DEFAULT_OPSET
             raw = trace(module, size, batch=options.batch, opset=opset)
             interface.add_to(raw)
-        metadata = _metadata(checkpoint, options, interface, digest.result())
+        digest, hashed = hashing.result()
+        if hashed != checkpoint.identity:
+            raise IoFault("input.changed", "changed while it was read", path=options.ckpt)
+        metadata = _metadata(checkpoint, options, interface, digest)
     sources = [Source(raw, module, interface)]
     del checkpoint, raw, module
     return _finish(sources, options, metadata, phase)
@@ -201,7 +206,11 @@ def _load(options: ExportOptions, listener: Listener) -> tuple[Checkpoint, nn.Mo
     from vntools.models.checkpoint import load_checkpoint, require_merged, to_module
 
     checkpoint = load_checkpoint(
-        options.ckpt, key=options.key, arch=options.arch, image_size=options.image_size
+        options.ckpt,
+        key=options.key,
+        arch=options.arch,
+        image_size=options.image_size,
+        num_classes=options.num_classes,
     )
     for note in checkpoint.notes:
         listener.note(note)
@@ -217,7 +226,7 @@ def stamp(source: Path, digest: str) -> dict[str, str]:
     return {
         "vntools.version": version_of("vntools") or "",
         "vntools.stage": "verified",
-        "vntools.source": source.name,
+        "vntools.source": printable(source.name),
         "vntools.source_sha256": digest,
     }
 

@@ -182,7 +182,7 @@ def calibration_feeds(
         want = ImageInput.of(inputs, metadata, listener)
         listing = list_images(path, code="calib")
         if listing.skipped:
-            listener.note(f"{listing.skipped} other files in {path} are skipped")
+            listener.note(f"{path}: {listing.others()}")
         files = listing.spread(limit)
         # In a seeded order, so that the first of them are not all of one class.
         chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))]

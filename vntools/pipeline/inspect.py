@@ -153,7 +153,8 @@ def onnx_floor(path: Path, batch: int | None, device: Device) -> Floor:
 
 
 def _loaded(path: Path) -> Loaded:
-    from vntools.export.load import load_onnx, refuse_control_flow
+    from vntools.export.gate import refuse_control_flow
+    from vntools.export.load import load_onnx
     from vntools.export.naming import name_nodes
 
     loaded = load_onnx(path)

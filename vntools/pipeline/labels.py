@@ -27,7 +27,10 @@ def labelled_files(data: Path, listener: Listener) -> tuple[Path, Listing]:
     if (data / "train").is_dir() and (data / "val").is_dir():
         data /= "val"
         listener.note(f"taking {data}")
-    return data, list_images(data, code="eval")
+    listing = list_images(data, code="eval")
+    if listing.linked:
+        listener.note(f"{data}: {listing.others()}")
+    return data, listing
 
 
 def class_numbers(

@@ -217,12 +217,13 @@ def to_int8(
         limit=options.images,
         listener=listener,
     )
+    labelled = _labelled(model, options, listener)
     tensors = sorted({layers[name].tensor for name in wanted})
     work = _Ranges(model, options, tensors, sha256)
     ranges, cached = work.found(feeds, listener, phase)
     trial = Trial(model, layers, {n: ranges.amax[layers[n].tensor] for n in wanted})
     with phase("sensitivity") as advance:
-        probe = Probe(model, feeds, images=_PROBED)
+        probe = Probe(model, feeds)
         alpha = equalized = None
         if options.equalize:
             trial, alpha, equalized = _equalized(trial, ranges, wanted, probe)
@@ -230,8 +231,6 @@ def to_int8(
         for name in wanted:
             alone[name] = probe.measure(trial.graph([name]), images=_FEW).relative_l2
             advance(1, len(wanted))
-    some = probe.feeds
-    del probe
 
     def build(names: Sequence[str], io_type: str = "fp32") -> ir.Model:
         gc.collect()  # graphs refer to themselves
@@ -239,9 +238,7 @@ def to_int8(
         return quantize(rest(trial.model, io_type), trial.model, chosen, layers)
 
     with phase("budget") as advance:
-        judge = Judge(
-            model, feeds, options.max_drop, labelled=_labelled(model, options, listener)
-        )
+        judge = Judge(model, probe, options.max_drop, labelled=labelled)
         order = sorted(wanted, key=lambda name: (-alone[name], name))
         chosen, steps = choose(order, layers, judge, build, advance)
     report = Int8Report(
@@ -260,7 +257,7 @@ def to_int8(
     )
     if not chosen:
         raise Int8Refused("int8.budget", report)
-    return Quantized(build(chosen, io_type), frozenset(chosen), report, some)
+    return Quantized(build(chosen, io_type), frozenset(chosen), report, probe.first(_PROBED))
 
 
 @dataclass(frozen=True)
@@ -316,7 +313,7 @@ def _equalized(
     """The best of three ways to equalise, if one is better than none."""
     from vntools.precision.equalize import equalize, rescaled
 
-    before = probe.measure(trial.graph(wanted)).relative_l2
+    before = probe.measure(trial.graph(wanted), images=_PROBED).relative_l2
     found: list[tuple[float, float, Trial]] = []
     for alpha in _ALPHAS:
         even = equalize(trial.model, ranges.channels, alpha=alpha)
@@ -331,7 +328,8 @@ def _equalized(
             for name, cut in trial.amax.items()
         }
         other = Trial(even.model, trial.layers, amax)
-        found.append((probe.measure(other.graph(wanted)).relative_l2, alpha, other))
+        error = probe.measure(other.graph(wanted), images=_PROBED).relative_l2
+        found.append((error, alpha, other))
     if not found:
         return trial, None, None
     error, alpha, best = min(found, key=lambda f: f[0])

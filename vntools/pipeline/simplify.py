@@ -86,11 +86,10 @@ def simplify(options: SimplifyOptions, listener: Listener) -> Exported:
             witness = find_witness(raw)
             metadata |= _digests(files)
         with phase("merge") as advance:
-            applied, tidied, trouble = _rewrite(raw, advance)
+            proved = witness.tolerance is not None
+            applied, tidied, trouble = _rewrite(raw, advance, tidied=proved)
         if witness.reason:
             listener.warn("verify.limited", witness.reason)
-        if witness.tolerance is None:
-            tidied, trouble = None, trouble or "nothing would have verified what it does"
         if tidied is None:
             listener.warn("onnxsim.left_out", f"the graph is not tidied: {trouble}")
         final = tidied or raw
@@ -140,13 +139,18 @@ def _digests(files: Mapping[str, memoryview]) -> dict[str, str]:
 
 
 def _rewrite(
-    model: ir.Model, advance: Callable[..., None]
+    model: ir.Model, advance: Callable[..., None], *, tidied: bool
 ) -> tuple[Applied, ir.Model | None, str]:
-    """The passes in place; what onnxsim makes of it, or why it cannot."""
+    """The passes in place; what onnxsim makes of it if ``tidied``, or why it cannot.
+
+    onnxsim runs what is constant, so it is given no graph that has not been run before.
+    """
     from vntools.export.rewrite import apply_passes
     from vntools.export.simplify import tidy
 
     applied = apply_passes(model.graph, advance=lambda _: advance())
+    if not tidied:
+        return applied, None, "nothing would have verified what it does"
     try:
         return applied, tidy(model), ""
     except InternalFault as e:

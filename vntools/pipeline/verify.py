@@ -20,6 +20,7 @@ from vntools.base.errors import (
     about,
     first_three,
 )
+from vntools.engine.plan import SIDECAR_ONLY, Trust
 from vntools.pipeline.artifact_facts import Facts, open_with_facts
 from vntools.pipeline.bench import Artifact, Kind, kind_of
 from vntools.pipeline.listener import Listener
@@ -52,7 +53,7 @@ class VerifyOptions:
         batch: None is the artifacts' own where it is fixed, else 8 or what a plan can hold.
         limit: how many samples at most; None is all of ``data``, or 16 seeded ones.
         device: where checkpoints and ONNX files run; a plan runs on a GPU.
-        trust_plan: load plans without sidecars.
+        trust: what the user vouches for, of plans.
         tolerance: relative L2 that is allowed, in place of the precision's own.
     """
 
@@ -62,7 +63,7 @@ class VerifyOptions:
     batch: int | None = None
     limit: int | None = None
     device: str = "auto"
-    trust_plan: bool = False
+    trust: Trust = SIDECAR_ONLY
     tolerance: float | None = None
 
 
@@ -205,7 +206,7 @@ def _opened(
     found: dict[int, tuple[Runner, Facts]] = {}
     for i in sorted((0, 1), key=lambda i: kinds[i] != "engine"):
         device = "auto" if kinds[i] == "engine" else options.device
-        artifact = Artifact(device=device, trust_plan=options.trust_plan)
+        artifact = Artifact(device=device, trust=options.trust)
         with about(paths[i]):
             artifact = replace(artifact, **{kinds[i]: paths[i]})
             found[i] = open_with_facts(artifact, listener)

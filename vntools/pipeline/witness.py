@@ -24,7 +24,8 @@ Feed = dict[str, "NDArray[Any]"]
 _BATCHES = (1, 3)
 # Pixels, where height or width is dynamic: two sizes, or smaller where these make too much.
 _EXTENTS = (((224,), (160, 192)), ((64,), (32, 96)), ((16,), (8, 24)))
-_LARGEST_FEED = 1 << 24  # elements
+_LARGEST_FEED = 1 << 24  # elements, where a smaller size can be had
+_MOST_ELEMENTS = 1 << 29
 _BYTE = 256
 _LONGEST_REASON = 100  # characters: two of them fit a line of 300
 
@@ -88,7 +89,8 @@ def find_witness(model: ir.Model) -> Witness:
     Raises:
         CheckFailed: its outputs are not finite, or all zero.
         DataFault: ``onnx.unsupported``: nothing runs it, though its operators are ONNX's own
-            and its inputs have fixed sizes, so that what they are fed must fit.
+            and its inputs have fixed sizes, so that what they are fed must fit;
+            ``onnx.control_flow``: a loop does not end, in no library.
     """
     from vntools.verify.compare import FLOAT32_FACTOR, FLOAT32_FLOOR, compare
     from vntools.verify.float64 import evaluate, random_nodes
@@ -162,6 +164,8 @@ def _each(compute: Any, feeds: list[Feed]) -> tuple[list[tuple[Feed, Feed]], str
         try:
             done.append((feed, compute(feed)))
         except (DataFault, InternalFault) as e:
+            if e.code == "onnx.control_flow":
+                raise
             why = why or e.message[:_LONGEST_REASON]
     return done, why
 
@@ -190,7 +194,7 @@ def sized_feeds(model: ir.Model) -> list[Feed]:
     single integers 1 and 2. A single truth value is true first and false then.
 
     Raises:
-        DataFault: ``onnx.shape``: an input is no tensor or has no rank.
+        DataFault: ``onnx.shape``: an input is no tensor, has no rank or is too large.
     """
     import numpy as np
     import onnx_ir as ir
@@ -205,10 +209,15 @@ def sized_feeds(model: ir.Model) -> list[Feed]:
     fixed = all(isinstance(d, int) for v in inputs for d in v.shape or ())
     turns = (0,) if fixed and not kinds & set("biu") else (0, 1)
     shapes: list[list[tuple[int, ...]]] = []
+    largest = 0
     for extents in _EXTENTS:
         shapes = [_shapes(inputs, _BATCHES[turn], extents[turn]) for turn in turns]
-        if all(math.prod(dims) <= _LARGEST_FEED for sized in shapes for dims in sized):
+        largest = max((math.prod(dims) for sized in shapes for dims in sized), default=0)
+        if largest <= _LARGEST_FEED:
             break
+    else:
+        if largest > _MOST_ELEMENTS:
+            raise DataFault("onnx.shape", f"an input takes over {_MOST_ELEMENTS} elements")
     return [
         {
             v.name or "": _drawn(

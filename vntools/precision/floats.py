@@ -96,7 +96,7 @@ def to_floats(
     work.wire()
     if work.overflowing:
         raise DataFault(
-            f"{precision}.overflow",
+            "bf16.overflow" if precision == "bf16" else "fp16.overflow",
             f"weights beyond {_LARGEST[precision]}: {first_three(work.overflowing)}",
             hint="build with --fp32, or keep these layers with --fp32-layers",
         )
@@ -269,7 +269,9 @@ class _Typing:
     def _narrow_weight(self, value: ir.Value, held: ir.TensorProtocol) -> ir.Value:
         """A weight in the half type, under its own name unless others keep it as it is."""
         name = value.name or ""
-        narrow = self._narrowed(held.numpy(), name)
+        reader = next(iter(value.uses())).node.name or name
+        narrow = self._narrowed(held.numpy(), reader)
+        narrow.name = name
         if all(self._wanted(use.node, use.idx) == self.half for use in value.uses()):
             value.const_value, value.type = narrow, ir.TensorType(self.half)
             return value

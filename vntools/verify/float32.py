@@ -92,7 +92,7 @@ def _options() -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised
     options.enable_cpu_mem_arena = False
     # Other work goes on beside this run; its threads must not spin while they wait.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import onnx
 
 _KERNELS: Mapping[str, Kernel] = {**ARITHMETIC, **FORMS, **WINDOWS}
-_MOST_TURNS = 1 << 16  # of a loop: one that a network means ends far sooner
+_MOST_TURNS = 1 << 16  # of all loops: those that a network means end far sooner
 _RANDOM = frozenset(
     (
         *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
@@ -50,14 +50,15 @@ def evaluate(graph: ir.Graph, feeds: Mapping[str, NDArray[Any]]) -> dict[str, An
 
     Raises:
         DataFault: ``onnx.op``, where an operator is of a foreign domain or unknown to ONNX's
-            reference implementation, or does not fit its inputs, or a loop does not end;
-            ``onnx.invalid``, where a value is read before it is written.
+            reference implementation, or does not fit its inputs; ``onnx.control_flow``, where
+            a loop does not end; ``onnx.invalid``, where a value is read before it is written.
     """
     run = _Run(graph.opset_imports)
     for value in graph.inputs:
         if value.name is not None and value.name in feeds:
             run.values[value] = wide(feeds[value.name])
-    outputs = run.graph(graph)
+    with np.errstate(all="ignore"):  # what is not finite is seen in the outputs
+        outputs = run.graph(graph)
     return {v.name or "": a for v, a in zip(graph.outputs, outputs, strict=True)}
 
 
@@ -108,6 +109,7 @@ class _Run:
     def __init__(self, imports: Mapping[str, int]) -> None:
         self.imports = imports
         self.values: dict[ir.Value, Any] = {}
+        self.turns = 0
 
     def graph(self, graph: ir.Graph) -> list[Any]:
         """Outputs of a graph whose inputs have been given; its values are gone then."""
@@ -194,8 +196,10 @@ class _Run:
         carried, turn = inputs[2:], 0
         stacks: list[list[Any]] = [[] for _ in body.outputs[1 + len(carried) :]]
         while going and turn < most:
-            if turn == _MOST_TURNS:
-                raise DataFault("onnx.op", f"Loop {node.name!r} takes over {turn} turns")
+            if self.turns == _MOST_TURNS:
+                why = f"Loop {node.name!r} takes over {_MOST_TURNS} turns"
+                raise DataFault("onnx.control_flow", why)
+            self.turns += 1
             given = (np.int64(turn), np.bool_(going), *carried)
             self.values.update(zip(body.inputs, map(_held, given), strict=True))
             again, *rest = self.graph(body)
