@@ -16,6 +16,7 @@ from vntools.base.errors import DataFault
 from vntools.export.external import ExternalFiles
 from vntools.export.gate import (
     check_attributes,
+    check_functions,
     check_head,
     check_numbers,
     check_sizes,
@@ -80,24 +81,17 @@ def parse_stranger(data: bytes, path: Path, *, files: ExternalFiles | None = Non
             :func:`vntools.export.gate.check_sizes`; ``onnx.invalid``: its types or shapes
             contradict each other.
     """
-    model, contradiction = _parsed(data, path, files)
-    check_numbers(model, path)
-    if contradiction:
-        raise DataFault(
-            "onnx.invalid", f"the ONNX checker refuses it: {contradiction}", path=path
-        )
-    check_sizes(model.graph, path)
-    return model
+    return _examined(*_checked(data, path, files), path)
 
 
 def admit(data: bytes, path: Path) -> onnx.ModelProto:
     """A stranger's model that lies in ``data`` alone, which another library may have then.
 
     Raises:
-        DataFault: as :func:`parse_onnx` and :func:`vntools.export.gate.check_numbers`.
+        DataFault: as :func:`parse_stranger`.
     """
-    proto, _, _ = _checked(data, path, None)
-    check_numbers(_deserialized(proto, path), path)
+    proto, held, lent = _checked(data, path, None)
+    _examined(proto, held, lent, path)
     return proto
 
 
@@ -111,16 +105,36 @@ def parse_onnx(
             ``onnx.shape`` (no rank), ``onnx.external`` (weights in other files, and these are
             not given or not as they must be), ``onnx.tensor``, ``onnx.attr`` (a stride of 0),
             ``onnx.op`` (sparse tensors), ``onnx.invalid`` (the checker refuses it),
-            ``onnx.too_big`` (external tensors in attributes or subgraphs are beyond 1 GiB).
+            ``onnx.too_big`` (external tensors in attributes or subgraphs are beyond 1 GiB, or
+                functions beyond what can be inlined).
     """
-    return _parsed(data, path, files)[0]
+    return _graph(*_checked(data, path, files), path)[0]
 
 
-def _parsed(
-    data: bytes, path: Path | None, files: ExternalFiles | None
+def _examined(
+    proto: onnx.ModelProto,
+    held: Mapping[str, ir.TensorProtocol],
+    lent: set[str],
+    path: Path | None,
+) -> ir.Model:
+    """What :func:`_checked` gives as a model whose numbers, types and sizes hold."""
+    model, contradiction = _graph(proto, held, lent, path)
+    check_numbers(model, path)
+    if contradiction:
+        raise DataFault(
+            "onnx.invalid", f"the ONNX checker refuses it: {contradiction}", path=path
+        )
+    check_sizes(model.graph, path)
+    return model
+
+
+def _graph(
+    proto: onnx.ModelProto,
+    held: Mapping[str, ir.TensorProtocol],
+    lent: set[str],
+    path: Path | None,
 ) -> tuple[ir.Model, str]:
-    """As :func:`parse_onnx`, and what :func:`infer_shapes` finds wrong."""
-    proto, held, lent = _checked(data, path, files)
+    """What :func:`_checked` gives as a model, and what :func:`infer_shapes` finds wrong."""
     model = _deserialized(proto, path)
     for value in [v for v in model.graph.inputs if v.name in held]:
         value.const_value = held[value.name or ""]
@@ -158,6 +172,7 @@ def _checked(
         raise DataFault("onnx.invalid", "it holds no graph with nodes and outputs", path=path)
     check_head(proto, path)
     check_text(proto, path)
+    check_functions(proto, path)
     nodes = [*proto.graph.node, *(n for f in proto.functions for n in f.node)]
     if proto.graph.sparse_initializer or any(map(_is_sparse, nodes)):
         raise DataFault("onnx.op", "it holds sparse tensors", path=path)

@@ -54,6 +54,7 @@ Sizes = Mapping[ir.Value, tuple[int, ...]]
 """Static sizes of values, or such as they would have with dynamic axes at a nominal extent."""
 
 _NOMINAL_EXTENT = 224
+_MOST_STEPS = 1 << 12  # of a recipe: x + x, forty times over, has 2^40
 _MOST_AXES = 5  # of a value that is convolved: batch, channels, three spatial ones
 _UNWRITABLE = 1 << 20  # nodes: what no operator computes is never chosen
 
@@ -64,6 +65,11 @@ class _Step:
 
     rule: Callable[..., AffineConv]
     operands: tuple[_Recipe, ...]
+
+    @cached_property
+    def steps(self) -> int:
+        """How many steps it takes, those that it shares counted each time."""
+        return 1 + sum(o.steps for o in self.operands if isinstance(o, _Step))
 
 
 _Recipe = _Step | Callable[[], AffineConv]
@@ -263,12 +269,15 @@ def added(left: Map, right: Map) -> Map:
         both = add(a.value, b.value)
         made = diagonal_map(both.weight[:, 0], both.bias, a.axis)
         return replace(made, norm=left.norm or right.norm)
+    recipe = _Step(add, (a.recipe, b.recipe))
+    if recipe.steps > _MOST_STEPS:
+        raise Refused("it is a sum of too many parts")
     larger = a if a.geometry.weights >= b.geometry.weights and a.value is None else b
     return Map(
         plan,
         a.axis,
         a.biased or b.biased,
-        _Step(add, (a.recipe, b.recipe)),
+        recipe,
         layer=larger.layer or a.layer or b.layer,
         turned=a.turned,
     )

@@ -24,6 +24,7 @@ from vntools.export.graph import (
 from vntools.export.maps import Expression, Map, Term, composed, diagonal_map, scalar_map
 
 _LARGEST_VECTOR = 1 << 16  # elements that are looked at before anything is merged
+_LARGEST_POOL = 1 << 24  # weights of a pooling, written as a convolution
 _NOT_LINEAR = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "quantisation rounds"),
     **dict.fromkeys(
@@ -525,8 +526,9 @@ def _average_pool(node: ir.Node, reader: Reader) -> Expression:
     if channels is None or min(pads, default=0) < 0:
         raise Refused("its channels are unknown")
     geometry = Geometry(channels, channels, kernel, strides, pads, dilations, channels)
-    weight = average(channels, kernel).weight
-    m = _weighted(node, geometry, lambda: weight, None, 1)
+    if geometry.weights > _LARGEST_POOL:
+        raise Refused("its window is too large to be a convolution's")
+    m = _weighted(node, geometry, lambda: average(channels, kernel).weight, None, 1)
     return _one(node, _native(m))
 
 

@@ -17,6 +17,7 @@ from vntools.export.maps import Map, Term
 from vntools.export.region import Region, Settled
 
 _LARGEST_EXTENT = 64
+_LARGEST_FEED = 1 << 24  # elements
 _SAMPLED = 64  # output channels
 _WIDENED = 512  # output channels whose weights are in float64 at a time
 
@@ -155,6 +156,8 @@ class Probe:
                 shape = (2, *self._region.sizes[base][1:])
             else:
                 shape = (2, self._channels.get(base, 2), *sizes.get(base, (3,) * self._axes))
+            if math.prod(shape) > _LARGEST_FEED:
+                raise Refused("what would show it takes too much memory")
             feed[base] = self._rng.standard_normal(shape)
         for base, (padded, pads) in self._region.padded.items():
             if base in feed and padded in feed:

@@ -34,6 +34,9 @@ _TOO_LARGE = "has more than 50 megapixels"
 _MAX_ASPECT = 20
 _MAX_WORK = 100 * _MAX_PIXELS
 """Pixels times scans of a JPEG: some seconds; what is published has about ten scans."""
+_MOST_PIXELS_A_BYTE = 64 * 8
+"""Of a JPEG: a Huffman code is a bit or more, and each 8x8 block has one. Else a file of 1 kB
+that ends early is decoded as grey, for 600 MB."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -138,8 +141,8 @@ def _decoded(file: IO[bytes]) -> Image.Image:
             raise DataFault("data.image", _TOO_LARGE)
         if max(image.size) > _MAX_ASPECT * min(image.size):
             raise DataFault("data.image", f"is {image.width}x{image.height} pixels, too long")
-        if image.format != "PNG" and image.width * image.height * _scans(file) > _MAX_WORK:
-            raise DataFault("data.image", "has too many scans for its size")
+        if image.format != "PNG":
+            _check_jpeg(file, image.width * image.height)
         # The layouts of a PNG's pixels are called such as RGB;16B; Pillow clips what is grey.
         if any("16" in str(tile.args) for tile in image.tile):
             raise DataFault("data.image", "a PNG of 16 bits a channel")
@@ -147,6 +150,13 @@ def _decoded(file: IO[bytes]) -> Image.Image:
         # What is transparent goes with the conversion; Pillow would warn of it.
         image.info.pop("transparency", None)
         return image.convert("RGB")
+
+
+def _check_jpeg(file: IO[bytes], pixels: int) -> None:
+    if pixels > _MOST_PIXELS_A_BYTE * os.fstat(file.fileno()).st_size:
+        raise DataFault("data.image", "holds too little for its size")
+    if pixels * _scans(file) > _MAX_WORK:
+        raise DataFault("data.image", "has too many scans for its size")
 
 
 def _scans(file: IO[bytes]) -> int:

@@ -26,7 +26,9 @@ Form = Literal["training", "deploy"]
 _T = TypeVar("_T", bool, int, float, str)
 
 _MAX_NAME = 200  # characters
-_MAX_VALUES = 1 << 26  # of a feature map that a file asks for: the network will be run
+# What a file may ask for without the user's word, because the network will be run: values of a
+# feature map, as many as there are weights but at least few, and multiply-accumulates.
+_FEW_VALUES, _MAX_VALUES, _MAX_MACS = 1 << 21, 1 << 25, 1 << 38
 _TRAINING_KEY = re.compile(r"(stem[12]|cls[12]|stages\.\d+\.(conv[12]|act\.bn))\.")
 _DEPLOY_KEY = re.compile(r"(stem|cls|stages\.\d+\.conv)\.|stages\.\d+\.act\.bias$")
 _STAGE = re.compile(r"stages\.(\d{1,6})\.")
@@ -228,8 +230,12 @@ def _check_cost(arch: Architecture, *, told_by_file: bool) -> None:
     if max(sizes) > image:
         raise ValueError(f"maps of {max(sizes)} pixels, larger than the image of {image}")
     values = max(3 * image**2, *(s**2 * d for s, d in zip(sizes, arch.dims, strict=True)))
-    if told_by_file and values > _MAX_VALUES:
-        raise ValueError(f"images of {image} pixels, with maps of {values} values")
+    fitting = min(max(_FEW_VALUES, arch.deploy_parameters()), _MAX_VALUES)
+    if told_by_file and (values > fitting or arch.training_macs() > _MAX_MACS):
+        raise ValueError(
+            f"images of {image} pixels, with maps of {values} values; --image-size {image} "
+            "if that is meant"
+        )
 
 
 def _tell(tensors: Mapping[str, Tensor], form: Form) -> _Told:

@@ -69,6 +69,14 @@ def _many_scans() -> bytes:
     return whole[:-2] + last * 1300 + whole[-2:]
 
 
+def _ends_early() -> bytes:
+    """Of 49 megapixels by its header, which libjpeg fills with grey."""
+    whole = bytearray(_saved(Image.new("RGB", (16, 16)), "JPEG", progressive=True))
+    frame = whole.index(b"\xff\xc2")
+    whole[frame + 5 : frame + 9] = struct.pack(">HH", 7000, 7000)
+    return bytes(whole)
+
+
 def _deep_behind_text() -> bytes:
     whole = png(8, 8, depth=16)
     start = len(_SIGNATURE)
@@ -87,6 +95,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes]]] = {
     "77-56-megapixels": ("x.png", lambda: png(8000, 7000, depth=1)),
     "77-100-megapixels": ("x.png", lambda: png(10000, 10000, depth=1)),
     "77-scans": ("x.jpg", _many_scans),
+    "77-ends-early": ("x.jpg", _ends_early),
     "78-thin": ("x.png", lambda: png(1, 60000)),
     "79-text-bomb": ("x.png", _text_bomb),
     "80-postscript": ("x.jpg", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),

@@ -531,6 +531,11 @@ def image_without_end(folder: Path) -> Path:
     return saved(folder, released(args={"input_size": 1_000_000}))
 
 
+def large_image(folder: Path) -> Path:
+    """Less than an image file may have, but a few kB ask for it."""
+    return saved(folder, released(args={"input_size": 4096}))
+
+
 def maps_of_many_values(folder: Path) -> Path:
     """No stride, so that each of many channels is as large as the image."""
     held = released(args={"input_size": 4096, "stem_stride": 1, "strides": (1, 1)})
@@ -655,7 +660,8 @@ CORPUS: dict[str, Callable[[Path], Path]] = {
         bomb_as_key, bomb_as_argument, deep_key, deep_lists, too_many_opcodes, dict_copies,
         ordered_copies, same_dict_everywhere, colliding_keys, path_in_args, whole_module,
         torchscript, quantised, sparse, meta, negated, shadowed_methods, shadowed_class,
-        image_without_end, maps_of_many_values, maps_without_end, name_without_end,
+        image_without_end, large_image, maps_of_many_values, maps_without_end,
+        name_without_end,
         st_hole, st_overlap, st_trailing, st_truncated, st_huge_header, st_duplicate_key,
         st_wrong_size,
         st_odd_shape, st_deep_header, st_no_utf8, st_float8, st_metadata_list,

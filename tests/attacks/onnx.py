@@ -582,6 +582,63 @@ def nan_constant() -> str:
         { c = Constant<value=float[1] {nan}>() y = Add(x, c) }"""
 
 
+# What is small and grows when it is worked on.
+
+
+@_edit
+def doubling_functions(model: onnx.ModelProto) -> None:
+    """Forty functions, each of which calls the one before it twice: 2^40 nodes."""
+    _double(model, 40)
+    model.graph.node[2].domain, model.graph.node[2].op_type = "mine", "F39"
+
+
+@_edit
+def doubling_functions_unused(model: onnx.ModelProto) -> None:
+    _double(model, 40)
+
+
+@_edit
+def function_called_often(model: onnx.ModelProto) -> None:
+    """The functions are in bounds; the calls of the graph are too many."""
+    _double(model, 14)
+    calls = [helper.make_node("F13", ["x"], [f"of{i}"], domain="mine") for i in range(10)]
+    model.graph.node.extend(calls)
+
+
+def _double(model: onnx.ModelProto, count: int) -> None:
+    model.opset_import.add(domain="mine", version=1)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("mine", 1)]
+    for i in range(count):
+        kind, domain = (f"F{i - 1}", "mine") if i else ("Relu", "")
+        body = [
+            helper.make_node(kind, ["p"], ["m"], domain=domain),
+            helper.make_node(kind, ["m"], ["q"], domain=domain),
+        ]
+        function = helper.make_function("mine", f"F{i}", ["p"], ["q"], body, opsets)
+        model.functions.append(function)
+
+
+@_edit
+def negative_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -8
+
+
+@_text
+def doubling_sums() -> str:
+    """x + x, sixty times over: one convolution, and a sum of 2^60 parts if it is made so."""
+    sums = " ".join(f"s{i + 1} = Add(s{i}, s{i})" for i in range(60))
+    return f"""(float[1,3,8,8] x) => (float[1,4,8,8] y) <float[4,3,1,1] W>
+        {{ s0 = Conv(x, W) {sums} y = Identity(s60) }}"""
+
+
+@_text
+def window_without_end() -> str:
+    """Written as a convolution it has 3e10 weights."""
+    return """(float[1,3,8,8] x) => (float[1,4,h,w] y) <float[4,3,1,1] W>
+        { p = AveragePool<kernel_shape=[100000,100000], pads=[50000,50000,50000,50000],
+          count_include_pad=1>(x) y = Conv(p, W) }"""
+
+
 CORPUS: dict[str, Make] = {
     make.__name__: make
     for make in (
@@ -606,5 +663,7 @@ CORPUS: dict[str, Make] = {
         huge_input, many_open_axes, value_without_a_type,
         deep_nesting, strange_names, strange_names_of_a_good_graph,
         nan_weight, infinite_weight, nan_half, nan_constant,
+        doubling_functions, doubling_functions_unused, function_called_often,
+        negative_input, doubling_sums, window_without_end,
     )
 }  # fmt: skip

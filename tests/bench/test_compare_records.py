@@ -67,6 +67,8 @@ def test_how_long_was_measured_is_no_difference(record: Any):
         (("batch",), 8, "batch 1 and 8"),
         (("engine", "threads"), 4, "threads 2 and 4"),
         (("settings", "transfers"), True, "transfers"),
+        (("settings", "cuda_graph"), True, "cuda_graph"),
+        (("telemetry", "throttle"), ["hardware slowdown"], "throttling"),
         (("settings", "streams"), 2, "streams"),
         (("gpu",), {"name": "A100"}, "gpu None and A100"),
     ],

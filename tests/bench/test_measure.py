@@ -183,6 +183,11 @@ def test_samples_beyond_a_block_are_kept(scripted: Any):
         {"streams": 0},
         {"max_noise_percent": 0},
         {"max_noise_percent": 1, "time_limit_s": 2},
+        {"warm_up_ms": float("inf")},
+        {"duration_s": float("nan")},
+        {"duration_s": 1e300},
+        {"time_limit_s": float("inf")},
+        {"max_noise_percent": float("nan")},
     ],
 )
 def test_options_that_cannot_be_meant(wrong: dict[str, Any]):

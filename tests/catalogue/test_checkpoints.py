@@ -123,8 +123,8 @@ BOMBS = [
     *refused(13, "ckpt.format", "deep_lists", "same_dict_everywhere"),
     *refused(13, "ckpt.too_big", "too_many_opcodes"),
     Row(13, "ckpt.too_big", 65, long_pickle, "64 MiB", case="long_pickle"),
-    *refused(13, "ckpt.args", "image_without_end", "maps_of_many_values", "maps_without_end",
-             "name_without_end"),
+    *refused(13, "ckpt.args", "image_without_end", "large_image", "maps_of_many_values",
+             "maps_without_end", "name_without_end"),
 ]  # fmt: skip
 
 

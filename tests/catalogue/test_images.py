@@ -402,7 +402,7 @@ def strictly(code: str, *words: object) -> Any:
 REASONS = {
     "71": "cannot be read as JPEG or PNG",
     "75": "a PNG of 16 bits a channel",
-    "77": "has more than 50 megapixels|has too many scans for its size",
+    "77": "has more than 50 megapixels|(has too many scans|holds too little) for its size",
     "78": "is 1x60000 pixels, too long",
     "79": "cannot be read as JPEG or PNG",
     "80": "cannot be read as JPEG or PNG",

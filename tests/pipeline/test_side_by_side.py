@@ -43,8 +43,8 @@ class Heard(Mute):
 
         return phase()
 
-    def _step(self) -> None:
-        self.steps += 1
+    def _step(self, steps: int = 1) -> None:
+        self.steps += steps
 
 
 @pytest.fixture(autouse=True)

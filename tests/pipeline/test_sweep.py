@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import Result
 
 from vntools.base.errors import UsageFault
+from vntools.bench.devices import Device
 from vntools.pipeline.bench import Artifact
 from vntools.pipeline.listener import Mute
 from vntools.pipeline.peak import LimitOptions
@@ -86,6 +88,22 @@ def test_a_floor_of_a_plan_needs_its_graph(work: Path) -> None:
     with pytest.raises(UsageFault, match="graph") as e:
         floors().of(1)
     assert e.value.code == "bench.limit"
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_limits_are_measured_where_the_runner_is(
+    work: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    asked: list[str] = []
+    device = Device("here", 1.0, {"fp32": 1.0}, "")
+    runner: Any = SimpleNamespace(clock=SimpleNamespace(on_gpu=on_gpu), details={})
+    monkeypatch.setattr("vntools.pipeline.peak.gpu_count", lambda: int(not on_gpu))
+    monkeypatch.setattr(
+        "vntools.pipeline.peak.measure_peak", lambda where, _: asked.append(where) or device
+    )
+    artifact = Artifact(onnx=work / "net.onnx")
+    assert Floors(artifact, LimitOptions(measure="auto"), runner, Mute()).of(1)
+    assert asked == ["cuda" if on_gpu else "cpu"]
 
 
 def test_layers_have_floors(work: Path, invoke: Invoke) -> None:
@@ -164,6 +182,12 @@ def test_results_of_two_runs(work: Path, invoke: Invoke) -> None:
     assert "error[bench.unlike]" in result.stderr
     assert "versions.numpy" in result.stderr
 
+    for more in (("--onnx", "a.json"), ("--export-times", "t"), ("--report", "r.html")):
+        result = invoke("bench", "a.json", "--against", "b.json", *more)
+        assert result.exit_code == 2
+        assert f"results do not go with {more[0]}" in result.stderr
+    assert not Path("r.html").exists()
+
     Path("slow.json").write_text("{}")
     result = invoke(*words)
     assert result.exit_code == 65
@@ -188,10 +212,21 @@ def test_results_of_two_runs(work: Path, invoke: Invoke) -> None:
         (["net.onnx", "--batch", "0"], "bench.options"),
         (["net.onnx", "--batch", "1,0"], "bench.options"),
         (["net.onnx", "--peak", "1"], "limit.options"),
+        (["net.onnx", "--peak", "nan", "--bandwidth", "1"], "limit.options"),
+        (["net.onnx", "--peak", "1", "--bandwidth", "inf"], "limit.options"),
+        (["net.onnx", "--time-limit", "inf"], "bench.options"),
+        (["net.onnx", "--time-limit", "nan"], "bench.options"),
+        (["net.onnx", "--against", "net.pth", "--same", "nan"], "usage"),
+        (["net.onnx", "--against", "net.pth", "--same=-1%"], "usage"),
         (["net.onnx", "--runner", "torch"], "bench.runner"),
+        (["net.onnx@opnvino"], "bench.runner"),
         (["net.onnx", "--suite", "table1"], "bench.suite"),
         (["net.onnx", "--device-dir", "d"], "bench.suite"),
         (["--suite", "table1", "--device-dir", "d", "--dump-profile"], "bench.suite"),
+        (["--suite", "table1", "--device-dir", "d", "--onnx", "net.onnx"], "bench.suite"),
+        (["--suite", "table1", "--device-dir", "d", "--runner", "openvino"], "bench.suite"),
+        (["--suite", "table1", "--device-dir", "d", "--batch", "1,2"], "bench.suite"),
+        (["--suite", "table1", "--device-dir", "d", "--fail-if", "slower"], "bench.suite"),
         (["net.onnx", "--against", "net.pth", "--limit", "t4"], "bench.against"),
     ],
 )

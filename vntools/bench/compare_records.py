@@ -14,7 +14,7 @@ from vntools.base.errors import DataFault, UsageFault, first_three
 from vntools.bench.compare import Relation, verdict
 
 # Settings that change what a query is; the others say how long was measured.
-_SETTINGS = ("transfers", "spin", "streams", "overlap")
+_SETTINGS = ("cuda_graph", "transfers", "spin", "streams", "overlap")
 
 
 def is_record(path: str | os.PathLike[str]) -> bool:
@@ -59,8 +59,8 @@ def compare_records(
     Raises:
         DataFault: ``bench.record``: not the record of one measurement, or of fewer than six
             queries.
-        UsageFault: ``bench.unlike``, with the differences: machine, versions, batch or the
-            settings that change what a query is.
+        UsageFault: ``bench.unlike``, with the differences: machine, versions, batch,
+            throttling or the settings that change what a query is.
     """
     unlike = list(_differences(_conditions(a), _conditions(b)))
     if unlike:
@@ -87,6 +87,7 @@ def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
             "gpu": gpu.get("name"),
             "batch": record["batch"],
             "threads": record["engine"].get("threads"),
+            "throttling": record["telemetry"].get("throttle"),
             **{name: settings[name] for name in _SETTINGS},
             **dict(_flat(record["environment"])),
         }

@@ -19,6 +19,7 @@ from vntools.runtime.nvml import Telemetry, slowdown
 
 _ENQUEUE_BOUND = 0.8  # of the median compute time
 _UNSTABLE_PERCENT = 2.5
+_MOST = 1e9  # of a time: 30 years of seconds
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         rules = {
+            f"a time or the noise is {_MOST:g} or more, or no number": all(
+                x < _MOST
+                for x in (
+                    self.warm_up_ms,
+                    self.duration_s,
+                    self.time_limit_s,
+                    self.max_noise_percent or 0,
+                )
+            ),
             "the warm-up is below 0 ms": self.warm_up_ms >= 0,
             "the duration is below 0 s": self.duration_s >= 0,
             "there must be at least one iteration": self.iterations >= 1,

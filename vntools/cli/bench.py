@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["command"]
 
+import math
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vntools.base.errors import CheckFailed, UsageFault
+from vntools.base.errors import CheckFailed, UsageFault, quoted
 from vntools.cli._shared import Console, json_option
 from vntools.cli._trust import trust_options
 
@@ -39,10 +41,15 @@ def _numbers(kind: Callable[[str], Any], example: str) -> Callable[..., tuple[An
 
 
 def _percent(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else float(text.removesuffix("%"))
-    except ValueError as e:
-        raise click.BadParameter(f"{text!r} is no percentage such as 1%") from e
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = math.nan
+    if not 0 <= percent < math.inf:
+        raise click.BadParameter(f"{text!r} is no percentage such as 1%")
+    return percent
 
 
 @click.command()
@@ -122,7 +129,7 @@ def command(console: Console, /, **given: Any) -> None:
     if report is not None:
         from vntools.report.page import page
 
-        written = page(record, title=titled, command=" ".join(["vntools", *sys.argv[1:]]))
+        written = page(record, title=titled, command=shlex.join(["vntools", *sys.argv[1:]]))
         with published(report, force=given["force"]) as file:
             file.write(written.encode())
     if failure is not None:
@@ -178,7 +185,7 @@ def _artifacts(given: dict[str, Any]) -> dict[str, Artifact]:
     """What to measure, by the name to show; the first is the one in question.
 
     Raises:
-        UsageFault: ``bench.artifact``: there is none.
+        UsageFault: ``bench.artifact``: there is no file; ``bench.runner``: no such runner.
         NoInput: a file is missing.
     """
     from vntools.base.artifacts import require_file
@@ -193,7 +200,15 @@ def _artifacts(given: dict[str, Any]) -> dict[str, Artifact]:
     found: dict[str, Artifact] = {}
     for text, kind in asked:
         path, _, runner = text.rpartition("@")
-        if runner not in RUNNERS or Path(text).exists():
+        if Path(text).exists() or not path:
+            path, runner = text, given["runner"]
+        elif runner not in RUNNERS:
+            if Path(path).exists():
+                raise UsageFault(
+                    "bench.runner",
+                    f"no runner is called {quoted(runner)}",
+                    hint=f"give one of {', '.join(RUNNERS)}",
+                )
             path, runner = text, given["runner"]
         file = require_file(Path(path))
         name, count = text, 1
@@ -211,21 +226,19 @@ def _artifacts(given: dict[str, Any]) -> dict[str, Artifact]:
     return found
 
 
-def _limit(given: dict[str, Any], *, on_gpu: bool) -> LimitOptions:
+def _limit(given: dict[str, Any]) -> LimitOptions:
     from vntools.pipeline.peak import LimitOptions
 
-    measure = ("cuda" if on_gpu else "cpu") if given["measure_peak"] else None
+    measure = "auto" if given["measure_peak"] else None
     return LimitOptions(given["limit"], given["peak"], given["bandwidth"], measure)
 
 
 def _measure(
     console: Console, given: dict[str, Any], options: BenchOptions, artifact: Artifact
 ) -> _Result:
-    from vntools.engine.backend import gpu_count
     from vntools.pipeline.sweep import Files, SweepOptions, sweep
     from vntools.report.rows import layer_rows, rows, sweep_rows
 
-    on_gpu = artifact.device == "cuda" or (artifact.device == "auto" and bool(gpu_count()))
     files = Files(
         given["export_times"],
         given["export_profile"],
@@ -238,7 +251,7 @@ def _measure(
             options,
             given["batches"],
             given["dump_profile"],
-            _limit(given, on_gpu=on_gpu),
+            _limit(given),
             files,
         ),
         console,
@@ -321,6 +334,8 @@ def _from_files(given: dict[str, Any]) -> _Result:
     from vntools.bench.compare_records import compare_records, read_record
     from vntools.report.comparison import relations_text
 
+    if wrong := _said(given, (*_KINDS, *_FILES, *_LIMITS, "report")):
+        raise UsageFault("bench.against", f"results do not go with {', '.join(wrong)}")
     first, *others = [*given["files"], *given["against"]]
     records = {name: read_record(name) for name in (first, *others)}
     found = {
@@ -343,21 +358,23 @@ def _from_files(given: dict[str, Any]) -> _Result:
 
 def _suite(console: Console, given: dict[str, Any], options: BenchOptions) -> _Result:
     """The networks of Table 1."""
-    from vntools.engine.backend import gpu_count
     from vntools.pipeline.suite import SuiteOptions, run_suite
     from vntools.report.suite import suite_text
 
-    wrong = _said(given, _FILES)
+    wrong = _said(given, (*_KINDS, *_FILES, "fail_if"))
+    wrong += ["--runner"] if given["runner"] != "auto" else []
+    wrong += ["several batches"] if len(given["batches"]) > 1 else []
     if given["device_dir"] is None or given["files"] or given["against"] or wrong:
         also = f", nor {', '.join(wrong)}" if wrong else ""
         raise UsageFault("bench.suite", f"a suite takes --device-dir and no files{also}")
-    on_gpu = given["device"] == "cuda" or (given["device"] == "auto" and bool(gpu_count()))
     done = run_suite(
         SuiteOptions(
             given["device_dir"],
             options,
             given["device"],
-            limit=_limit(given, on_gpu=on_gpu),
+            threads=given["threads"],
+            cuda_graph=given["cuda_graph"],
+            limit=_limit(given),
         ),
         console,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Listener", "Mute", "Stopwatch"]
+__all__ = ["Listener", "Mute", "Stopwatch", "percent"]
 
 import time
 from collections.abc import Callable, Generator
@@ -44,6 +44,20 @@ class Mute:
     ) -> AbstractContextManager[Callable[..., None]]:
         """See :meth:`Listener.progress`."""
         return nullcontext(lambda *_: None)
+
+
+@contextmanager
+def percent(listener: Listener, phase: str) -> Generator[Callable[[float], None]]:
+    """A phase whose progress is told as a part of one."""
+    with listener.progress(phase, 100) as advance:
+        done = 0
+
+        def tick(part: float) -> None:
+            nonlocal done
+            advance(round(100 * part) - done)
+            done = round(100 * part)
+
+        yield tick
 
 
 class Stopwatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["LimitOptions", "limit_of", "measure_peak"]
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -44,8 +45,8 @@ class LimitOptions:
         given = (self.peak_tflops, self.bandwidth_gb_s)
         if (given[0] is None) != (given[1] is None):
             raise UsageFault("limit.options", "--peak and --bandwidth go together")
-        if any(x is not None and x <= 0 for x in given):
-            raise UsageFault("limit.options", "a peak or a bandwidth is not above 0")
+        if any(x is not None and not 0 < x < math.inf for x in given):
+            raise UsageFault("limit.options", "a peak or a bandwidth is no number above 0")
         if sum(x is not None for x in (self.device, given[0], self.measure)) > 1:
             raise UsageFault(
                 "limit.options",

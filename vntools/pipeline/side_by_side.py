@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vntools.base.errors import UsageFault, about
 from vntools.pipeline.bench import Artifact, open_artifact
-from vntools.pipeline.listener import Listener
+from vntools.pipeline.listener import Listener, percent
 
 if TYPE_CHECKING:
     from vntools.bench.compare import Comparison
@@ -47,15 +47,7 @@ def side_by_side(
             with about(artifact.path):
                 runners[name] = stack.enter_context(open_artifact(artifact, listener))
         _check_alike(runners, listener)
-        with listener.progress("measure side by side", 100) as advance:
-            done = 0
-
-            def tick(part: float) -> None:
-                nonlocal done
-                for _ in range(int(100 * part) - done):
-                    advance()
-                done = max(done, int(100 * part))
-
+        with percent(listener, "measure side by side") as tick:
             return compare(runners, options, same=same, tick=tick)
 
 

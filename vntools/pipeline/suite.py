@@ -19,7 +19,7 @@ from vntools.base.errors import CannotCreate, Unavailable, VntoolsError
 from vntools.models.arch import ARCHITECTURES, Architecture, Published
 from vntools.models.baselines import BASELINES
 from vntools.pipeline.bench import Artifact, open_artifact
-from vntools.pipeline.listener import Listener, Mute
+from vntools.pipeline.listener import Listener, Mute, percent
 from vntools.pipeline.peak import LimitOptions
 from vntools.pipeline.sweep import Floors
 
@@ -38,7 +38,9 @@ class SuiteOptions:
         folder: one ONNX file a network is made here, and a plan where there is a GPU; what is
             there already is used again. Other ONNX files in it are measured too.
         bench: how.
-        device: as of :class:`vntools.pipeline.bench.Artifact`.
+        device: as of :class:`vntools.pipeline.bench.Artifact`, as the next two.
+        threads: on a CPU.
+        cuda_graph: on a GPU.
         architectures: the VanillaNets, by name.
         baselines: build the other networks of Table 1 too, where timm is installed.
         limit: what the floors are of.
@@ -47,6 +49,8 @@ class SuiteOptions:
     folder: Path
     bench: BenchOptions
     device: str = "auto"
+    threads: int | None = None
+    cuda_graph: bool = True
     architectures: Mapping[str, Architecture] = field(default_factory=lambda: ARCHITECTURES)
     baselines: bool = True
     limit: LimitOptions = field(default_factory=LimitOptions)
@@ -147,14 +151,7 @@ def run_suite(options: SuiteOptions, listener: Listener) -> Suite:
                 rows[row.name] = row
                 advance()
         comparison = None
-        with listener.progress("measure", 100) as advance:
-            done = 0
-
-            def tick(part: float) -> None:
-                nonlocal done
-                advance(round(100 * part) - done)
-                done = round(100 * part)
-
+        with percent(listener, "measure") as tick:
             if len(runners) > 1:
                 comparison = compare(runners, options.bench, tick=tick)
                 medians = {c.name: c.median_ms for c in comparison.contenders}
@@ -252,7 +249,7 @@ def _artifact(path: Path, options: SuiteOptions, listener: Listener) -> Artifact
     from vntools.pipeline.engine import EngineOptions, build_engine
 
     if options.device == "cpu" or (options.device == "auto" and not gpu_count()):
-        return Artifact(onnx=path, device="cpu")
+        return Artifact(onnx=path, device="cpu", threads=options.threads)
     plan = path.with_suffix(".plan")
     sidecar = read_sidecar(plan) if plan.exists() else None
     if sidecar is None or sidecar.get("source", {}).get("sha256") != sha256_file(path):
@@ -263,4 +260,4 @@ def _artifact(path: Path, options: SuiteOptions, listener: Listener) -> Artifact
             ),
             listener,
         )
-    return Artifact(engine=plan)
+    return Artifact(engine=plan, cuda_graph=options.cuda_graph)

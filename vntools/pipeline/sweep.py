@@ -6,8 +6,7 @@ __all__ = ["Files", "Floors", "Measured", "SweepOptions", "sweep"]
 
 import json
 import statistics
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vntools.base.artifacts import check_output, published
 from vntools.base.errors import UsageFault, VntoolsError, about
 from vntools.pipeline.bench import Artifact, open_artifact
-from vntools.pipeline.listener import Listener
+from vntools.pipeline.listener import Listener, percent
 from vntools.pipeline.peak import LimitOptions, limit_of
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from vntools.bench.measurement import BenchOptions, Measurement
     from vntools.runtime.base import Runner
 
-_BLOCKED = "_nchwc"
+_BLOCKED, _WIDENED = "_nchwc", "InsertedPrecisionFreeCast_"
 _PROFILED = 20  # queries; a layer's median then rests on as many
 
 
@@ -94,22 +93,36 @@ class Measured:
     floor: Floor | None
     layers_ms: dict[str, list[float]]
 
+    @property
+    def over_floor(self) -> float | None:
+        """Median compute time over the floor, of which copies to the GPU are no part."""
+        if self.floor is None:
+            return None
+        compute = self.measurement.summary(self.measurement.counted.compute)
+        return compute.median_ms / self.floor.ms
+
     def layers(self) -> list[dict[str, Any]]:
         """Each layer with its median and, where it is known what it does, its floor.
 
         TensorRT joins the names of the nodes that it fuses by " + ". ONNX Runtime calls a node
-        in its blocked layout after the value that the node makes.
+        in its blocked layout after the value that the node makes, with a prefix where it
+        computes float16 in float32.
 
         Source: ONNX Runtime, onnxruntime/core/optimizer/nchwc_transformer.cc.
         """
         per_layer = self.floor.per_layer if self.floor else ()
         floors = {made + _BLOCKED: f.ms for f in per_layer for made in f.layer.makes}
         floors |= {f.layer.name: f.ms for f in per_layer}
+
+        def floor_ms(name: str) -> float | None:
+            parts = name.removeprefix(_WIDENED).split(" + ")
+            return sum(floors.get(part, 0.0) for part in parts) or None
+
         return [
             {
                 "name": name,
                 "ms": statistics.median(ms),
-                "floor_ms": sum(floors.get(part, 0.0) for part in name.split(" + ")) or None,
+                "floor_ms": floor_ms(name),
             }
             for name, ms in self.layers_ms.items()
         ]
@@ -120,8 +133,10 @@ class Measured:
         if self.layers_ms:
             record["layers"] = self.layers()
         if self.floor is not None:
-            over = record["latency_ms"]["median"] / self.floor.ms
-            record["floor"] = {**self.floor.to_record(), "median_over_floor": over}
+            record["floor"] = {
+                **self.floor.to_record(),
+                "median_over_floor": self.over_floor,
+            }
         return record
 
 
@@ -162,7 +177,7 @@ def sweep(artifact: Artifact, options: SweepOptions, listener: Listener) -> list
                     layers_ms = runner.profile(_PROFILED)
             if files.profile:
                 files.write(files.profile, _lines(profile_record(layers_ms)))
-            with _percent(listener, f"measure batch {batch}") as tick:
+            with percent(listener, f"measure batch {batch}") as tick:
                 measured = measure(runner, bench, tick=tick)
             if files.times:
                 files.write(files.times, _lines(times_record(measured.samples)))
@@ -175,7 +190,8 @@ class Floors:
 
     Args:
         artifact: a plan with its graph beside it, or an ONNX file.
-        limit: where limits are from; on a known GPU its own are taken if nothing is asked for.
+        limit: where limits are from, ``auto`` being where the runner is; on a known GPU its
+            own are taken if nothing is asked for.
         runner: the artifact, open.
         listener: hears why there is no floor.
         device: the limits, where they were found before.
@@ -196,6 +212,9 @@ class Floors:
         self._artifact, self._listener = artifact, listener
         self._limit, self._asked = limit, limit != LimitOptions()
         self.device = device
+        if limit.measure == "auto":
+            measure = "cuda" if runner.clock.on_gpu else "cpu"
+            self._limit = replace(limit, measure=measure)
         if not self._asked:
             from vntools.bench.devices import device_of_gpu
 
@@ -230,20 +249,6 @@ class Floors:
             )
         self.device = self.device or limit_of(self._limit, found.work.operations)
         return None if self.device is None else floor_of_work(found.work, self.device)
-
-
-@contextmanager
-def _percent(listener: Listener, phase: str) -> Generator[Any]:
-    """A phase whose progress is told as a part of one."""
-    with listener.progress(phase, 100) as advance:
-        done = 0
-
-        def tick(part: float) -> None:
-            nonlocal done
-            advance(round(100 * part) - done)
-            done = round(100 * part)
-
-        yield tick
 
 
 def _lines(records: Sequence[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["comparison_text", "relations_text"]
+__all__ = ["comparison_text", "how_measured", "protocol", "relations_text", "warnings_of"]
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,22 +16,15 @@ if TYPE_CHECKING:
 
 def comparison_text(done: Comparison) -> str:
     """Who ran how, then a row for each: median latency, ratio to the first, verdict."""
-    first = done.contenders[0]
-    rounds = len(first.rounds_ms)
-    queries = sum(len(turn) for c in done.contenders for turn in c.rounds_ms)
-    how = (
-        f"batch {done.options.batch}, in one process, {rounds} rounds in random order, "
-        f"{queries} queries, {_transfers(done)}same within {done.same:.2%}; {done.ended}"
-    )
     medians = {c.name: c.median_ms for c in done.contenders}
     relations = {c.name: c.relation for c in done.contenders if c.relation is not None}
     return "\n".join(
         [
-            *(f"{printable(c.name)}: {_protocol(c)}" for c in done.contenders),
-            how,
+            *(f"{printable(c.name)}: {protocol(c)}" for c in done.contenders),
+            how_measured(done),
             "",
             relations_text(medians, relations),
-            *_warnings(done),
+            *warnings_of(done),
         ]
     )
 
@@ -57,17 +50,33 @@ def relations_text(medians_ms: Mapping[str, float], relations: Mapping[str, Rela
     return table(rows, align="<>>><")
 
 
-def _warnings(done: Comparison) -> list[str]:
+def how_measured(done: Comparison) -> str:
+    """The settings that all had, and what ended it."""
+    rounds = len(done.contenders[0].rounds_ms)
+    queries = sum(len(turn) for c in done.contenders for turn in c.rounds_ms)
+    return (
+        f"batch {done.options.batch}, in one process, {rounds} rounds in random order, "
+        f"{queries} queries, {_on_gpu(done)}same within {done.same:.2%}; {done.ended}"
+    )
+
+
+def warnings_of(done: Comparison) -> list[str]:
+    """What makes the figures mean less."""
     if not done.throttled:
         return []
     return [f"warning: the GPU was throttled at times: {', '.join(done.throttled)}"]
 
 
-def _transfers(done: Comparison) -> str:
-    return "transfers included, " if done.options.transfers else ""
+def _on_gpu(done: Comparison) -> str:
+    if "gpu" not in done.contenders[0].details:
+        return ""
+    wait = "spin" if done.options.spin else "blocking"
+    transfers = "transfers included" if done.options.transfers else "no data transfers"
+    return f"{wait} wait, {transfers}, "
 
 
-def _protocol(c: Contender) -> str:
+def protocol(c: Contender) -> str:
+    """Who runs it, and how."""
     d = c.details
     parts = [
         f"{c.backend} {d.get('version', '')}".strip(),

@@ -58,7 +58,7 @@ def sweep_rows(done: Sequence[Measured]) -> list[str]:
     percents = measurements[0].options.percentiles
     times = ["median ms", "noise", *(f"p{p:g} ms" for p in percents)]
     body = [["batch", *times, "qps", "images/s", "queries", "over floor"]]
-    for m, floor in ((one.measurement, one.floor) for one in done):
+    for m, over in ((one.measurement, one.over_floor) for one in done):
         latency = m.summary(m.latency_ms)
         noise = f"{m.noise_percent:.2g} %" if math.isfinite(m.noise_percent) else "unknown"
         body.append(
@@ -70,7 +70,7 @@ def sweep_rows(done: Sequence[Measured]) -> list[str]:
                 f"{m.throughput_qps:.6g}",
                 f"{m.images_per_s:.6g}",
                 str(m.samples.compute.size),
-                "" if floor is None else f"{latency.median_ms / floor.ms:.3g}",
+                "" if over is None else f"{over:.3g}",
             ]
         )
     warned = (

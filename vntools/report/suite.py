@@ -6,6 +6,7 @@ __all__ = ["suite_text"]
 
 from typing import TYPE_CHECKING
 
+from vntools.report.comparison import how_measured, protocol, warnings_of
 from vntools.report.table import table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _HEADER = (
 
 
 def suite_text(suite: Suite) -> str:
-    """One line a network; what failed stands below with its reason.
+    """How it was measured, one line a network, and what failed with its reason.
 
     Paper latencies are the authors', batch 1, PyTorch and TensorRT on an A100.
     """
@@ -45,8 +46,11 @@ def suite_text(suite: Suite) -> str:
                 _number(row.floor_ms, 3),
             )
         )
-    lines = [table(rows, align="<>>>>>>>>")]
+    done = suite.comparison
+    lines = [] if done is None else [protocol(done.contenders[0]), how_measured(done)]
+    lines += [table(rows, align="<>>>>>>>>")]
     lines += [f"{row.name}: {row.why}" for row in suite.rows if row.why]
+    lines += [] if done is None else warnings_of(done)
     return "\n".join(lines)
 
 

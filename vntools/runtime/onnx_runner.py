@@ -143,6 +143,12 @@ class OnnxRunner(_SessionRunner):
         self.details = {"threads": threads}
         return [self.provider]
 
+    def _precision(self) -> str:
+        # It has few kernels of half types, and casts around what it lacks.
+        precision = super()._precision()
+        half = precision in ("float16", "bfloat16")
+        return f"{precision} (wider types allowed)" if half else precision
+
     def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """See :meth:`Runner.prepare`."""
         self._binding = self._session.io_binding()
