@@ -35,10 +35,15 @@ def rename(graph: ir.Graph, layer: Callable[[str], str]) -> None:
     """
     numbers: Counter[str] = Counter()
     moved: set[ir.Value] = set()
+    layers: set[str] = set()  # two of equal weights may share them
     for node in graph:
         weight = node.inputs[1] if node.op_type == "Conv" else None
+        own = ""
         if weight is not None and weight.is_initializer() and weight.name:
-            node.name = layer(weight.name.removesuffix(".weight"))
+            own = layer(weight.name.removesuffix(".weight"))
+        if own and own not in layers:
+            layers.add(own)
+            node.name = own
             for value, part in zip(node.inputs[1:], ("weight", "bias"), strict=False):
                 if value is not None and value.is_initializer() and len(value.uses()) == 1:
                     rename_initializer(graph, value, f"{node.name}.{part}")

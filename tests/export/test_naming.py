@@ -83,3 +83,12 @@ def test_a_name_that_is_taken_stays_with_its_owner() -> None:
         ir.serde.serialize_model(model).SerializeToString(), full_check=True
     )
     assert "W.weight" in model.graph.initializers
+
+
+def test_layers_that_share_their_weights_have_two_names() -> None:
+    model = graph(
+        "(float[n,4,8,8] x) => (float[n,4,8,8] y) <float[4,4,1,1] W>"
+        "{ a = Conv(x, W) b = Relu(a) y = Conv(b, W) }"
+    )
+    rename(model.graph, layer)
+    assert [node.name for node in model.graph] == ["layers.W", "relu_0", "conv_0"]
