@@ -33,42 +33,31 @@ def opened(work: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(
-    ("runner", "gpus", "device", "name"),
+    ("kind", "runner", "gpus", "device", "name"),
     [
-        ("auto", 0, "auto", "OnnxRunner"),
-        ("auto", 1, "auto", "OnnxCudaRunner"),
-        ("auto", 1, "cpu", "OnnxRunner"),
-        ("ort", 1, "auto", "OnnxRunner"),
-        ("ort", 0, "cpu", "OnnxRunner"),
-        ("ort-cuda", 0, "auto", "OnnxCudaRunner"),
-        ("ort-cuda", 1, "cuda", "OnnxCudaRunner"),
-        ("ort-tensorrt", 0, "auto", "OnnxTensorrtRunner"),
-        ("openvino", 1, "auto", "OpenvinoRunner"),
+        ("onnx", "auto", 0, "auto", "OnnxRunner"),
+        ("onnx", "auto", 1, "auto", "OnnxCudaRunner"),
+        ("onnx", "auto", 1, "cpu", "OnnxRunner"),
+        ("onnx", "ort", 1, "auto", "OnnxRunner"),
+        ("onnx", "ort", 0, "cpu", "OnnxRunner"),
+        ("onnx", "ort-cuda", 0, "auto", "OnnxCudaRunner"),
+        ("onnx", "ort-cuda", 1, "cuda", "OnnxCudaRunner"),
+        ("onnx", "ort-tensorrt", 0, "auto", "OnnxTensorrtRunner"),
+        ("onnx", "openvino", 1, "auto", "OpenvinoRunner"),
+        ("ckpt", "auto", 0, "auto", "TorchRunner"),
+        ("ckpt", "auto", 1, "auto", "TorchCudaRunner"),
+        ("ckpt", "torch", 1, "auto", "TorchCudaRunner"),
+        ("ckpt", "torch", 1, "cpu", "TorchRunner"),
+        ("ckpt", "torch-compile", 0, "auto", "TorchCompileRunner"),
+        ("ckpt", "torch-compile", 1, "auto", "TorchCompileCudaRunner"),
+        ("ckpt", "torch-compile", 1, "cpu", "TorchCompileRunner"),
+        ("ckpt", "torch-cuda-graph", 0, "auto", "TorchCudaGraphRunner"),
     ],
 )
-def test_runners_of_onnx(
-    opened: Callable[..., str], runner: str, gpus: int, device: str, name: str
+def test_each_runner_opens(
+    opened: Callable[..., str], kind: str, runner: str, gpus: int, device: str, name: str
 ) -> None:
-    assert opened("onnx", gpus=gpus, runner=runner, device=device) == name
-
-
-@pytest.mark.parametrize(
-    ("runner", "gpus", "device", "name"),
-    [
-        ("auto", 0, "auto", "TorchRunner"),
-        ("auto", 1, "auto", "TorchCudaRunner"),
-        ("torch", 1, "auto", "TorchCudaRunner"),
-        ("torch", 1, "cpu", "TorchRunner"),
-        ("torch-compile", 0, "auto", "TorchCompileRunner"),
-        ("torch-compile", 1, "auto", "TorchCompileCudaRunner"),
-        ("torch-compile", 1, "cpu", "TorchCompileRunner"),
-        ("torch-cuda-graph", 0, "auto", "TorchCudaGraphRunner"),
-    ],
-)
-def test_runners_of_a_checkpoint(
-    opened: Callable[..., str], runner: str, gpus: int, device: str, name: str
-) -> None:
-    assert opened("ckpt", gpus=gpus, runner=runner, device=device) == name
+    assert opened(kind, gpus=gpus, runner=runner, device=device) == name
 
 
 @pytest.mark.parametrize(
@@ -105,9 +94,5 @@ def test_no_file_runs_elsewhere_than_asked(
 
 
 def test_every_runner_is_tried_above() -> None:
-    marks = [
-        mark
-        for test in (test_runners_of_onnx, test_runners_of_a_checkpoint)
-        for mark in test.pytestmark  # pyright: ignore[reportFunctionMemberAccess] - set by pytest
-    ]
-    assert {case[0] for mark in marks for case in mark.args[1]} == {*RUNNERS, "auto"}
+    (mark,) = test_each_runner_opens.pytestmark  # pyright: ignore[reportFunctionMemberAccess] - set by pytest
+    assert {case[1] for case in mark.args[1]} == {*RUNNERS, "auto"}
